@@ -1,0 +1,3 @@
+"""The version of the library, the one place it is written down."""
+
+__version__ = "0.1.0"
