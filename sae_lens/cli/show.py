@@ -18,6 +18,7 @@ _FACTS = (
     ("input width (d_in)", "d_in"),
     ("features (d_sae)", "d_sae"),
     ("activation function", "activation_fn_str"),
+    ("its arguments", "activation_fn_kwargs"),
     ("dtype", "dtype"),
     ("model", "model_name"),
     ("hook", "hook_name"),
@@ -77,9 +78,9 @@ def run_checks(description: FolderDescription) -> list[Check]:
     norms = sae.W_dec.detach().float().norm(dim=-1)
     checks.append(
         Check(
-            "no empty decoder row",
-            bool((norms > 0).all()),
-            f"norms {norms.min():.4g} to {norms.max():.4g}",
+            "decoder rows",
+            bool((norms > 0).any()),
+            f"norms {norms.min():.4g} to {norms.max():.4g}, {int((norms == 0).sum())} empty",
         )
     )
     checks.append(_reconstructs(sae))
@@ -125,7 +126,7 @@ def _as_text(description: FolderDescription, checks: list[Check]) -> list[str]:
     config, sparsity = description.config, description.sparsity
     lines = [f"SAE in {description.path}", ""]
     facts = [(label, config.get(key)) for label, key in _FACTS]
-    lines += _columns([(label, _fact(value)) for label, value in facts if value is not None])
+    lines += _columns([(label, _fact(value)) for label, value in facts if value not in (None, {})])
     lines += ["", "Tensors"]
     lines += _columns(
         [(t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype) for t in description.tensors]
@@ -149,7 +150,11 @@ def _as_text(description: FolderDescription, checks: list[Check]) -> list[str]:
 
 
 def _fact(value: Any) -> str:
-    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, dict):
+        return ", ".join(f"{key}={inner}" for key, inner in value.items())
+    return str(value)
 
 
 def _share_of(total: int) -> Callable[[int], str]:
