@@ -1,0 +1,1 @@
+"""From SAEs to insight: attaching them to models, judging them, looking at features."""

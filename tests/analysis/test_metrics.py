@@ -254,9 +254,7 @@ def weights(**parameters):
 
 
 def test_weight_metrics_by_hand():
-    sae = weights(
-        W_enc=[[3.0, 0.0], [4.0, 2.0]], W_dec=[[3.0, 4.0], [1.0, 0.0]], b_enc=[0.5, -1.0]
-    )
+    sae = weights(W_enc=[[3.0, 0.0], [4.0, 2.0]], W_dec=[[3.0, 4.0], [1.0, 0.0]], b_enc=[0.5, -1.0])
     result = metrics.featurewise_weight_metrics(sae)
     assert result["encoder_bias"] == [0.5, -1.0]
     assert result["encoder_norm"] == pytest.approx([5.0, 2.0])
