@@ -4,7 +4,7 @@ HEAD_AXIS_KINDS = ("hook_q", "hook_k", "hook_v", "hook_z")
 
 
 def layer_of(hook_name: str) -> int:
-    """The first integer part of a dotted hook name: 3 for `blocks.3.hook_mlp_out`, 0 without one."""
+    """The first integer part of a hook name: 3 for `blocks.3.hook_mlp_out`, 0 without one."""
     for part in hook_name.split("."):
         if part.isdigit():
             return int(part)
@@ -12,7 +12,7 @@ def layer_of(hook_name: str) -> int:
 
 
 def is_hook_z(hook_name: str) -> bool:
-    """Whether the hook holds attention outputs before the output projection, `[..., head, d_head]`."""
+    """Whether the hook holds attention outputs before their projection, `[..., head, d_head]`."""
     return hook_name.endswith("_z")
 
 

@@ -21,7 +21,9 @@ SAE_CLASSES: dict[str, RegisteredSAE] = {}
 SAE_TRAINING_CLASSES: dict[str, RegisteredSAE] = {}
 
 
-def register_sae_class(architecture: str, sae_class: type[Any], sae_config_class: type[Any]) -> None:
+def register_sae_class(
+    architecture: str, sae_class: type[Any], sae_config_class: type[Any]
+) -> None:
     """Make `architecture` loadable for inference.
 
     Raises:

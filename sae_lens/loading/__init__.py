@@ -1,0 +1,1 @@
+"""Released SAEs as plain data: config, tensors, sparsity. Knows no SAE class."""

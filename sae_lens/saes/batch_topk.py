@@ -1,0 +1,107 @@
+"""BatchTopK SAE: keep the k * batch largest activations of the whole batch.
+
+Bussmann, Leask & Nanda 2024, "BatchTopK Sparse Autoencoders" (arXiv:2412.06410), section 3: the
+number of features may differ between tokens, k on average. Selecting needs the whole batch, so a
+running threshold follows the smallest kept activation, and inference uses it as a JumpReLU SAE.
+Loss and aux-k are those of topk in the v6 form.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sae_lens.registry import register_sae_training_class
+from sae_lens.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
+from sae_lens.saes.training import TrainStepOutput
+from sae_lens.saes.weights import are_without_values
+
+
+@dataclass(kw_only=True)
+class BatchTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    """Config of a `BatchTopKTrainingSAE`.
+
+    Attributes:
+        k: features per token on average; may be a fraction.
+        topk_threshold_lr: how fast the running threshold follows.
+    """
+
+    architecture: str = "batchtopk"
+    k: float = 100  # type: ignore[assignment]
+    topk_threshold_lr: float = 0.01
+
+
+class BatchTopK(nn.Module):
+    """ReLU, then the `int(k * tokens)` largest entries of the whole batch; zeros elsewhere."""
+
+    def __init__(self, k: float):
+        super().__init__()
+        self.k = k
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Select over all dimensions of [..., d_sae]."""
+        acts = torch.relu(x)
+        n_kept = min(int(self.k * (acts.numel() // acts.shape[-1])), acts.numel())
+        flat = acts.flatten()
+        top = torch.topk(flat, n_kept, sorted=False)
+        return torch.zeros_like(flat).scatter(0, top.indices, top.values).view_as(acts)
+
+
+class BatchTopKTrainingSAE(TopKTrainingSAE):
+    """See the module's text."""
+
+    architecture = "batchtopk"
+    topk_threshold: Tensor
+
+    def _make_activation_fn(self) -> nn.Module:
+        return BatchTopK(self.cfg.activation_fn_kwargs["k"])
+
+    def initialize_weights(self) -> None:
+        """The standard parameters and the running threshold (a float64 scalar buffer)."""
+        super().initialize_weights()
+        device = torch.device("meta") if are_without_values() else self.device
+        threshold = torch.zeros((), dtype=torch.float64, device=device)
+        self.register_buffer("topk_threshold", threshold)
+
+    def training_forward_pass(self, *args: Any, **kwargs: Any) -> TrainStepOutput:
+        """As every training pass; also moves the running threshold."""
+        output = super().training_forward_pass(*args, **kwargs)
+        self.update_topk_threshold(output.feature_acts)
+        output.metrics["topk_threshold"] = self.topk_threshold
+        return output
+
+    @torch.no_grad()
+    def update_topk_threshold(self, feature_acts: Tensor) -> None:
+        """Move towards the smallest positive kept activation; stay when there is none."""
+        values = feature_acts.values() if feature_acts.is_sparse else feature_acts
+        kept = values.detach().to(torch.float64)
+        smallest = torch.where(kept > 0, kept, torch.inf).min()
+        moved = torch.lerp(
+            self.topk_threshold,
+            smallest,
+            self.topk_threshold.new_tensor(self.cfg.topk_threshold_lr),
+        )
+        self.topk_threshold.copy_(torch.where(smallest.isfinite(), moved, self.topk_threshold))
+
+    @torch.no_grad()
+    def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> None:
+        """As the base's; when rescaling, the threshold shrinks by the factor as features do."""
+        super().fold_activation_norm_scaling_factor(activation_norm_scaling_factor)
+        if self.rescales_acts:
+            self.topk_threshold.div_(float(activation_norm_scaling_factor))
+
+    def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A jumprelu SAE whose thresholds all equal the running one."""
+        values, state_dict = super().inference_components()
+        threshold = state_dict.pop("topk_threshold")
+        state_dict["threshold"] = threshold.to(self.dtype).repeat(self.cfg.d_sae)
+        values.update(architecture="jumprelu", activation_fn_str="relu", activation_fn_kwargs={})
+        for name in ("k", "rescale_acts_by_decoder_norm"):
+            values.pop(name, None)
+        return values, state_dict
+
+
+register_sae_training_class("batchtopk", BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig)

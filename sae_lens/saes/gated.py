@@ -1,0 +1,112 @@
+"""Gated SAE: one product decides which features fire, a rescaled one how strongly.
+
+    c = x - b_dec,  gate = 1[c W_enc + b_gate > 0],  magnitude = relu(c (W_enc exp(r_mag)) + b_mag)
+    f = gate * magnitude
+
+Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders"
+(arXiv:2404.16014), section 3. Loss (equation 8): mean squared error, an L1 term on
+`pi = relu(c W_enc + b_gate)` weighted by decoder norms, and the squared error of
+`pi W_dec + b_dec`. Unlike the paper's, the decoder is not detached in the last term, and decoder
+norms weigh the L1 term. Encoder and losses see the same processed input.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.base import SAE
+from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.weights import row_norms
+
+
+@dataclass(kw_only=True)
+class GatedSAEConfig(ArchitectureSAEConfig):
+    """Config of a `GatedSAE`."""
+
+    architecture: str = "gated"
+
+
+@dataclass(kw_only=True)
+class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
+    """Config of a `GatedTrainingSAE`.
+
+    Attributes:
+        l1_coefficient: weight of the sparsity term.
+        l1_warm_up_steps: steps over which the weight rises from 0.
+    """
+
+    architecture: str = "gated"
+    l1_warm_up_steps: int = 0
+
+
+class GatedSAE(SAE):
+    """See the module's text."""
+
+    architecture = "gated"
+
+    def initialize_weights(self) -> None:
+        """`W_enc`, `b_gate`, `r_mag`, `b_mag`, `W_dec`, `b_dec`."""
+        self.initialize_weights_gated()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, [..., d_in] to [..., d_sae]."""
+        return GatedSAE.gate_and_magnitude(self, self.process_sae_in(x))[0]
+
+    def gate_and_magnitude(self, centred: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Features, magnitude pre-activations, and gate pre-activations of a processed input."""
+        product = centred @ self.W_enc
+        gate_pre = product + self.b_gate
+        # scaling the columns of W_enc scales those of the product: no second product is needed
+        magnitude_pre = self.hook_sae_acts_pre(product * self.r_mag.exp() + self.b_mag)
+        features = (gate_pre > 0).to(self.dtype) * self.activation_fn(magnitude_pre)
+        return self.hook_sae_acts_post(features), magnitude_pre, gate_pre
+
+    def fold_W_dec_norm(self) -> None:
+        """Unit decoder rows; both biases scale, `r_mag` stays (it is an exponent)."""
+        self._fold_decoder_norms(self.b_gate.data, self.b_mag.data)
+
+
+class GatedTrainingSAE(TrainingSAE, GatedSAE):
+    """See the module's text."""
+
+    coefficient_name = "l1"
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, as in inference."""
+        return GatedSAE.encode(self, x)
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """Features, magnitude pre-activations, and what the gate's losses need."""
+        centred = self.process_sae_in(x)
+        features, magnitude_pre, gate_pre = GatedSAE.gate_and_magnitude(self, centred)
+        return TrainingEncoding(features, magnitude_pre, centred, gate_pre)
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """`l1_loss` of the gate, and `auxiliary_reconstruction_loss` from the gate alone."""
+        centred, gate_pre = encoding.processed_in, encoding.gate_pre
+        assert centred is not None and gate_pre is not None
+        gate_acts = torch.relu(gate_pre)
+        l1 = (gate_acts * row_norms(self.W_dec)).sum(dim=-1).mean()
+        # in the space of the processed input, where b_dec was (or was not) subtracted
+        target = centred + self.b_dec if self.cfg.apply_b_dec_to_input else centred
+        recons = gate_acts @ self.W_dec + self.b_dec
+        auxiliary = (recons - target).pow(2).sum(dim=-1).mean()
+        return {
+            "l1_loss": step.coefficient("l1") * l1,
+            "auxiliary_reconstruction_loss": auxiliary,
+        }
+
+
+register_sae_class("gated", GatedSAE, GatedSAEConfig)
+register_sae_training_class("gated", GatedTrainingSAE, GatedTrainingSAEConfig)

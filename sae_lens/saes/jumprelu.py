@@ -1,0 +1,216 @@
+"""JumpReLU SAE: `f = relu(h) 1[h > theta]` with a learned threshold per feature.
+
+Rajamanoharan et al. 2024, "Jumping Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse
+Autoencoders" (arXiv:2407.14435), sections 3 and 4. Thresholds learn through pseudo-gradients
+(`activation_fns.py`). Loss in the v5 form: mean squared error plus `lambda L0`, with
+`log_threshold` as the parameter. In the v6 form `threshold` itself is the parameter (float32, kept
+at or above 0) and the sparsity term is one of:
+
+- "step": `lambda L0`;
+- "tanh": `lambda sum_i tanh(c f_i ||w_i||)`, with a pre-activation loss for dead features
+  (Conerly et al. 2025, "Dictionary Learning Optimization Techniques", Circuits Updates);
+- "quadratic": `lambda (2/T) (L0 - T)^2`, which steers towards a target L0.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.activation_fns import JumpReLU, JumpReLUThroughInput, Step, StepThroughInput
+from sae_lens.saes.base import SAE
+from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.training import (
+    TrainCoefficientConfig,
+    TrainingEncoding,
+    TrainingSAE,
+    TrainStepInput,
+)
+from sae_lens.saes.weights import constant_parameter, decoder_norms_for_folding, row_norms
+
+# Files may hold thresholds of 0, whose logarithm is not finite.
+_SMALLEST_THRESHOLD = 1e-30
+
+
+@dataclass(kw_only=True)
+class JumpReLUSAEConfig(ArchitectureSAEConfig):
+    """Config of a `JumpReLUSAE`."""
+
+    architecture: str = "jumprelu"
+
+
+@dataclass(kw_only=True)
+class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
+    """Config of a `JumpReLUTrainingSAE`.
+
+    Attributes:
+        jumprelu_init_threshold: first threshold.
+        jumprelu_bandwidth: width of the pseudo-gradient's window.
+        jumprelu_sparsity_loss_mode: "step", "tanh" or "quadratic".
+        l0_coefficient: weight of the sparsity term.
+        l0_warm_up_steps: steps over which the weight rises from 0.
+        pre_act_loss_coefficient: weight of the loss that revives dead features; None for none.
+        jumprelu_tanh_scale: c in the tanh term.
+        jumprelu_ste_to_input: whether the window terms also reach the pre-activations.
+        target_l0: T of the quadratic term, in (0, d_sae].
+    """
+
+    architecture: str = "jumprelu"
+    jumprelu_init_threshold: float = 0.01
+    jumprelu_bandwidth: float = 0.05
+    jumprelu_sparsity_loss_mode: Literal["step", "tanh", "quadratic"] = "step"
+    l0_coefficient: float = 1.0
+    l0_warm_up_steps: int = 0
+    pre_act_loss_coefficient: float | None = None
+    jumprelu_tanh_scale: float = 4.0
+    jumprelu_ste_to_input: bool = False
+    target_l0: float | None = None
+
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        mode = self.jumprelu_sparsity_loss_mode
+        if mode not in ("step", "tanh", "quadratic"):
+            raise ValueError(
+                f"jumprelu_sparsity_loss_mode is {mode!r}; allowed are step, tanh, quadratic."
+            )
+        if mode == "quadratic" and not (self.target_l0 and 0 < self.target_l0 <= self.d_sae):
+            raise ValueError(
+                f"The quadratic sparsity loss needs target_l0 in (0, {self.d_sae}], not "
+                f"{self.target_l0}."
+            )
+
+
+class JumpReLUSAE(SAE):
+    """See the module's text."""
+
+    architecture = "jumprelu"
+    threshold: nn.Parameter
+
+    def initialize_weights(self) -> None:
+        """`threshold`, then `b_enc`, `W_dec`, `W_enc`, `b_dec`."""
+        self.initialize_weights_jumprelu()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, [..., d_in] to [..., d_sae]."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        above = (hidden_pre > self.threshold).to(hidden_pre.dtype)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * above)
+
+    def fold_W_dec_norm(self) -> None:
+        """Unit decoder rows; bias and thresholds scale with the encoder."""
+        self._fold_decoder_norms(self.b_enc.data, self.threshold.data)
+
+
+class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
+    """See the module's text."""
+
+    coefficient_name = "l0"
+
+    def initialize_weights_jumprelu(self) -> None:
+        """`log_threshold` (v5) or `threshold` (v6), then the standard parameters."""
+        cfg = self._training_cfg
+        self.bandwidth = cfg.jumprelu_bandwidth
+        first = cfg.jumprelu_init_threshold
+        if self.form == "v6":
+            parameter = constant_parameter(
+                cfg.d_sae, value=first, dtype=torch.float32, device=self.device
+            )
+            # the class has a read-only property of this name for the v5 form
+            self._parameters["threshold"] = parameter
+        else:
+            self.log_threshold = self._vector(cfg.d_sae, math.log(first))
+        self.initialize_weights_basic()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, as in inference."""
+        return JumpReLUSAE.encode(self, x)
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """Features with pseudo-gradients for the thresholds, and noised pre-activations."""
+        hidden_pre = self.add_noise(
+            self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        )
+        jump = JumpReLUThroughInput if self._ste_to_input() else JumpReLU
+        features = jump.apply(hidden_pre, self.threshold, self.bandwidth)
+        return TrainingEncoding(self.hook_sae_acts_post(features.to(hidden_pre.dtype)), hidden_pre)
+
+    def _ste_to_input(self) -> bool:
+        return self.form == "v6" and self.cfg.jumprelu_ste_to_input
+
+    def prepare_training_pass(self) -> None:
+        """Thresholds that are the parameter themselves stay at or above 0."""
+        if self.form == "v6":
+            with torch.no_grad():
+                self._parameters["threshold"].clamp_(min=0)
+
+    def get_coefficients(self) -> dict[str, TrainCoefficientConfig]:
+        """The L0 coefficient: `l0_coefficient` (v6), or `l1_coefficient` (v5)."""
+        if self.form == "v5":
+            return super().get_coefficients()
+        return {"l0": TrainCoefficientConfig(self.cfg.l0_coefficient, self.cfg.l0_warm_up_steps)}
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """`l0_loss`, and in the v6 form `pre_act_loss` when it has a coefficient."""
+        losses = {"l0_loss": self._sparsity_loss(step.coefficient("l0"), encoding)}
+        if self.form == "v6" and self.cfg.pre_act_loss_coefficient is not None:
+            losses["pre_act_loss"] = self._pre_act_loss(encoding.hidden_pre, step.dead_neuron_mask)
+        return losses
+
+    def _sparsity_loss(self, coefficient: float, encoding: TrainingEncoding) -> Tensor:
+        mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
+        if mode == "tanh":
+            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_acts * row_norms(self.W_dec)
+            return (coefficient * torch.tanh(scaled).sum(dim=-1)).mean()
+        step_fn = StepThroughInput if self._ste_to_input() else Step
+        l0 = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth).sum(dim=-1)
+        if mode == "quadratic":
+            target = self.cfg.target_l0
+            return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
+        return (coefficient * l0).mean()
+
+    def _pre_act_loss(self, hidden_pre: Tensor, dead_neuron_mask: Tensor | None) -> Tensor:
+        if dead_neuron_mask is None:
+            return hidden_pre.new_zeros(())
+        below = torch.relu(self.threshold - hidden_pre) * dead_neuron_mask * row_norms(self.W_dec)
+        return self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
+
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """As for the inference SAE; through the logarithm in the v5 form."""
+        if self.form == "v6":
+            self._fold_decoder_norms(self.b_enc.data, self._parameters["threshold"].data)
+            return
+        norms = decoder_norms_for_folding(self.W_dec.data)
+        self._fold_decoder_norms(self.b_enc.data)
+        self.log_threshold.data += norms.log()
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Files hold `threshold`."""
+        if "log_threshold" in state_dict:
+            state_dict["threshold"] = torch.exp(state_dict.pop("log_threshold")).detach()
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Back to this form's parameter; thresholds of 0 or less become tiny ones."""
+        if self.form == "v6":
+            if "log_threshold" in state_dict:
+                state_dict["threshold"] = torch.exp(state_dict.pop("log_threshold"))
+            if "threshold" in state_dict:
+                state_dict["threshold"] = state_dict["threshold"].float()
+        elif "threshold" in state_dict:
+            threshold = state_dict.pop("threshold").clamp(min=_SMALLEST_THRESHOLD)
+            state_dict["log_threshold"] = torch.log(threshold)
+
+
+register_sae_class("jumprelu", JumpReLUSAE, JumpReLUSAEConfig)
+register_sae_training_class("jumprelu", JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig)

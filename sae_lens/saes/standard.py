@@ -1,0 +1,107 @@
+"""Standard SAE: `f = relu((x - b_dec) W_enc + b_enc)`, `x' = f W_dec + b_dec`.
+
+Bricken et al. 2023, "Towards Monosemanticity". Loss: mean squared error plus `lambda ||z||_p`. In the v5 form `z` is `f`, or `f` times the decoder
+norms on request; in the v6 form always the latter (Conerly et al. 2024, "Update on how we train
+SAEs"). The decoder norm carries a gradient.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.base import SAE
+from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.losses import lp_sparsity
+from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.weights import row_norms
+
+
+@dataclass(kw_only=True)
+class StandardSAEConfig(ArchitectureSAEConfig):
+    """Config of a `StandardSAE`."""
+
+    architecture: str = "standard"
+
+
+@dataclass(kw_only=True)
+class StandardTrainingSAEConfig(ArchitectureTrainingSAEConfig):
+    """Config of a `StandardTrainingSAE`.
+
+    Attributes:
+        l1_coefficient: weight of the sparsity term.
+        lp_norm: p of its p-norm.
+        l1_warm_up_steps: steps over which the weight rises from 0.
+    """
+
+    architecture: str = "standard"
+    lp_norm: float = 1.0
+    l1_warm_up_steps: int = 0
+
+
+class StandardSAE(SAE):
+    """See the module's text."""
+
+    architecture = "standard"
+
+    def initialize_weights(self) -> None:
+        """`b_enc`, `W_dec`, `W_enc`, `b_dec`."""
+        self.initialize_weights_basic()
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, [..., d_in] to [..., d_sae]."""
+        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        return self.hook_sae_acts_post(self.activation_fn(hidden_pre))
+
+
+class StandardTrainingSAE(TrainingSAE, StandardSAE):
+    """See the module's text."""
+
+    coefficient_name = "l1"
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features by the training encoder, so with noise in training mode."""
+        return self.encode_for_training(x).feature_acts
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """Features and noised pre-activations."""
+        hidden_pre = self.add_noise(
+            self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        )
+        return TrainingEncoding(self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre)
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """`l1_loss`, and `ghost_grad_loss` when asked for."""
+        weighted = encoding.feature_acts
+        if self.cfg.scale_sparsity_penalty_by_decoder_norm:
+            weighted = weighted * row_norms(self.W_dec)
+        sparsity = lp_sparsity(weighted, self.cfg.lp_norm)
+        losses = {"l1_loss": (step.coefficient("l1") * sparsity).mean()}
+        if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
+            losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
+                x=step.sae_in,
+                sae_out=sae_out,
+                per_item_mse_loss=per_item_mse_loss,
+                hidden_pre=encoding.hidden_pre,
+                dead_neuron_mask=step.dead_neuron_mask,
+            )
+        return losses
+
+
+register_sae_class("standard", StandardSAE, StandardSAEConfig)
+register_sae_training_class("standard", StandardTrainingSAE, StandardTrainingSAEConfig)
+
+__all__ = [
+    "StandardSAE",
+    "StandardSAEConfig",
+    "StandardTrainingSAE",
+    "StandardTrainingSAEConfig",
+]

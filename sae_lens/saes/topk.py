@@ -1,0 +1,204 @@
+"""TopK SAE: keep the k largest pre-activations of each token.
+
+    h = (x - b_dec) W_enc + b_enc,  f = relu of the k largest h, zero elsewhere
+
+Gao et al. 2024, "Scaling and evaluating sparse autoencoders" (arXiv:2406.04093), sections 2.3 and
+2.4. Loss: mean squared error plus aux-k, in which dead features model the residual. The residual is
+detached, so that the auxiliary term does not pull on the live reconstruction.
+
+v5 form: aux-k with d_sae // 2 features, decoded with the decoder bias. v6 form: d_in // 2 features,
+without the bias, times `aux_loss_coefficient`; and with `rescale_acts_by_decoder_norm` selection is
+by h times the decoder norm, and features are divided by that norm before decoding.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.activation_fns import TopK
+from sae_lens.saes.base import SAE, logger
+from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.losses import topk_aux_acts
+from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.weights import decoder_norms_for_folding, fold_decoder_norms_, row_norms
+
+
+@dataclass(kw_only=True)
+class TopKSAEConfig(ArchitectureSAEConfig):
+    """Config of a `TopKSAE`.
+
+    Attributes:
+        k: features per token.
+        rescale_acts_by_decoder_norm: select by pre-activation times decoder norm.
+    """
+
+    architecture: str = "topk"
+    activation_fn_str: str = "topk"
+    k: int = 100
+    rescale_acts_by_decoder_norm: bool = False
+
+    nested_keys: ClassVar[tuple[str, ...]] = ("k", "rescale_acts_by_decoder_norm")
+
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        check_k(self.k, self.d_sae)
+        self.activation_fn_kwargs = {**self.activation_fn_kwargs, "k": self.k}
+
+    @classmethod
+    def _from_flat(cls, flat: dict[str, Any]) -> Any:
+        k = (flat.get("activation_fn_kwargs") or {}).get("k", flat.get("k"))
+        return super()._from_flat(flat if k is None else {**flat, "k": k})
+
+
+@dataclass(kw_only=True)
+class TopKTrainingSAEConfig(TopKSAEConfig, ArchitectureTrainingSAEConfig):
+    """Config of a `TopKTrainingSAE`.
+
+    Attributes:
+        k: features per token.
+        use_sparse_activations: hand features on as a sparse tensor.
+        aux_loss_coefficient: weight of the aux-k term.
+        rescale_acts_by_decoder_norm: select by pre-activation times decoder norm.
+    """
+
+    use_sparse_activations: bool = False
+    aux_loss_coefficient: float = 1.0
+    rescale_acts_by_decoder_norm: bool = True
+
+
+def check_k(k: float, d_sae: int) -> None:
+    """`ValueError` unless 0 < k <= d_sae."""
+    if not 0 < k <= d_sae:
+        raise ValueError(f"k is {k}; it must lie between 1 and the number of features, {d_sae}.")
+
+
+class TopKSAE(SAE):
+    """See the module's text."""
+
+    architecture = "topk"
+
+    def initialize_weights(self) -> None:
+        """`b_enc`, `W_dec`, `W_enc`, `b_dec`."""
+        check_k(self.cfg.activation_fn_kwargs["k"], self.cfg.d_sae)
+        self.initialize_weights_basic()
+
+    @property
+    def rescales_acts(self) -> bool:
+        """Whether features are selected by pre-activation times decoder norm."""
+        return bool(getattr(self.cfg, "rescale_acts_by_decoder_norm", False))
+
+    def rescaled_hidden_pre(self, x: Tensor) -> Tensor:
+        """Pre-activations of `x`, times the decoder norms when rescaling; fires the hook."""
+        hidden_pre = self.process_sae_in(x) @ self.W_enc + self.b_enc
+        if self.rescales_acts:
+            hidden_pre = hidden_pre * row_norms(self.W_dec)
+        return self.hook_sae_acts_pre(hidden_pre)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, [..., d_in] to [..., d_sae]."""
+        return self.hook_sae_acts_post(self.activation_fn(self.rescaled_hidden_pre(x)))
+
+    def apply_finetuning_scaling_factor(self, feature_acts: Tensor) -> Tensor:
+        """What is decoded: features times the fine-tuned factor, over the norms when rescaling."""
+        feature_acts = super().apply_finetuning_scaling_factor(feature_acts)
+        if self.rescales_acts:
+            feature_acts = feature_acts / decoder_norms_for_folding(self.W_dec)
+        return feature_acts
+
+    @torch.no_grad()
+    def fold_W_dec_norm(self) -> None:
+        """Unit decoder rows. Exact when rescaling; otherwise the selection may change (warned)."""
+        norms = decoder_norms_for_folding(self.W_dec.data)
+        unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
+        if not self.rescales_acts and not unit:
+            logger.warning(
+                "Folding decoder norms into a topk SAE changes which k features are the largest; "
+                "reconstructions stay the same only where the selection does."
+            )
+        fold_decoder_norms_(norms, self.W_enc.data, self.W_dec.data, self.b_enc.data)
+
+    def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
+        """Fold the norms of a rescaling SAE, since readers of flat files do not know the option."""
+        if self.rescales_acts and not isinstance(self, TrainingSAE):
+            _fold_state_dict_(state_dict)
+
+
+def _fold_state_dict_(state_dict: dict[str, Any]) -> None:
+    for name in ("W_enc", "W_dec", "b_enc"):
+        state_dict[name] = state_dict[name].detach().clone()
+    norms = decoder_norms_for_folding(state_dict["W_dec"])
+    fold_decoder_norms_(norms, state_dict["W_enc"], state_dict["W_dec"], state_dict["b_enc"])
+
+
+class TopKTrainingSAE(TrainingSAE, TopKSAE):
+    """See the module's text."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features by the training encoder, so with noise in training mode."""
+        return self.encode_for_training(x).feature_acts
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """Features and the (rescaled, noised) pre-activations they were selected from."""
+        hidden_pre = self.add_noise(self.rescaled_hidden_pre(x))
+        return TrainingEncoding(self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre)
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """`auxiliary_reconstruction_loss`, 0 when nothing is dead."""
+        loss = self.calculate_topk_aux_loss(
+            sae_in=step.sae_in,
+            sae_out=sae_out,
+            hidden_pre=encoding.hidden_pre,
+            dead_neuron_mask=step.dead_neuron_mask,
+        )
+        return {"auxiliary_reconstruction_loss": loss}
+
+    def aux_loss(
+        self,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        """Aux-k: the error of the dead features' best guess at the residual.
+
+        With D dead features and k0 as in the module's text: the min(k0, D) largest dead
+        pre-activations are decoded, and the loss is scaled by min(D / k0, 1).
+        """
+        n_dead = 0 if dead_neuron_mask is None else int(dead_neuron_mask.sum())
+        if dead_neuron_mask is None or n_dead == 0:
+            return sae_out.new_zeros(())
+        v6 = getattr(self, "form", "v5") == "v6"
+        k_full = (sae_in.shape[-1] if v6 else hidden_pre.shape[-1]) // 2
+        scale = min(n_dead / k_full, 1.0)
+        aux_acts = topk_aux_acts(min(k_full, n_dead), hidden_pre, dead_neuron_mask)
+        residual = (sae_in - sae_out).detach()
+        if not v6:
+            return scale * (self.decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
+        if self.rescales_acts:
+            aux_acts = aux_acts / decoder_norms_for_folding(self.W_dec)
+        loss = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
+        return self.cfg.aux_loss_coefficient * scale * loss
+
+    def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """As the base's; the norms of a rescaling SAE are folded."""
+        values, state_dict = super().inference_components()
+        if self.rescales_acts:
+            _fold_state_dict_(state_dict)
+        return values, state_dict
+
+
+register_sae_class("topk", TopKSAE, TopKSAEConfig)
+register_sae_training_class("topk", TopKTrainingSAE, TopKTrainingSAEConfig)
+
+__all__ = ["TopK", "TopKSAE", "TopKSAEConfig", "TopKTrainingSAE", "TopKTrainingSAEConfig"]

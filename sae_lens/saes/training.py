@@ -1,0 +1,437 @@
+"""`TrainingSAE`: an SAE with a loss. The encoder is that of the architecture; nothing is repeated.
+
+An architecture fills in `encode_for_training` and `auxiliary_losses`.
+
+Two forms of formulas exist, told apart by `cfg.form`: "v5" (flat configs and runner configs) and
+"v6" (per-architecture configs). Where they differ, the architecture's file says so.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+
+from sae_lens.constants import FILE_FORMAT_VERSION
+from sae_lens.registry import SAE_CLASSES, get_sae_training_class
+from sae_lens.saes.base import SAE
+from sae_lens.saes.config import SAEConfig, TrainingSAEConfig
+from sae_lens.saes.files import write_sae_folder
+from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
+from sae_lens.saes.weights import are_without_values, remove_parallel_component_, unit_rows_
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class TrainStepInput:
+    """What one training pass needs.
+
+    Attributes:
+        sae_in: activations, [batch, d_in].
+        coefficients: current weight of each sparsity term, by name ("l1", "l0").
+        dead_neuron_mask: bool [d_sae], or None.
+        n_training_steps: steps already taken.
+        is_logging_step: whether this step's metrics will be read.
+    """
+
+    sae_in: Float[Tensor, "batch d_in"]
+    coefficients: dict[str, float] = field(default_factory=dict)
+    dead_neuron_mask: Bool[Tensor, " d_sae"] | None = None
+    n_training_steps: int = 0
+    is_logging_step: bool = False
+
+    def coefficient(self, name: str) -> float:
+        """The weight called `name`; a single one under another name serves as well."""
+        if name in self.coefficients:
+            return self.coefficients[name]
+        if len(self.coefficients) == 1:
+            return next(iter(self.coefficients.values()))
+        raise ValueError(
+            f"The coefficient {name!r} is needed and the given ones are {list(self.coefficients)}."
+        )
+
+
+@dataclass
+class TrainStepOutput:
+    """What one training pass gives.
+
+    Attributes:
+        sae_in: the activations, [batch, d_in].
+        sae_out: their reconstruction, [batch, d_in].
+        feature_acts: features, [batch, d_sae]; dense or sparse.
+        hidden_pre: pre-activations, [batch, d_sae].
+        loss: the scalar to backpropagate.
+        losses: its named parts.
+        metrics: further numbers worth logging.
+    """
+
+    sae_in: Tensor
+    sae_out: Tensor
+    feature_acts: Tensor
+    hidden_pre: Tensor
+    loss: Tensor
+    losses: dict[str, Tensor]
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class TrainingEncoding(NamedTuple):
+    """What a training encoder hands to the loss.
+
+    Attributes:
+        feature_acts: [batch, d_sae].
+        hidden_pre: [batch, d_sae].
+        processed_in: the encoder's (normalised, centred) input, for losses in that space.
+        gate_pre: pre-activations of the gate of gated SAEs.
+    """
+
+    feature_acts: Tensor
+    hidden_pre: Tensor
+    processed_in: Tensor | None = None
+    gate_pre: Tensor | None = None
+
+
+@dataclass
+class TrainCoefficientConfig:
+    """A sparsity coefficient and the steps over which it rises from 0."""
+
+    value: float
+    warm_up_steps: int = 0
+
+
+class TrainingSAE(SAE):
+    """An SAE that can be trained.
+
+    Args:
+        cfg: a `TrainingSAEConfig`, or anything with its fields and `get_base_sae_cfg_dict()`, such
+            as a runner config.
+        use_error_term: as for `SAE`; not for gated SAEs.
+
+    Raises:
+        ValueError: for an unknown architecture, ghost gradients on another architecture than
+            standard, or a gated SAE with the error term.
+    """
+
+    #: name of the sparsity coefficient; empty when the loss has none
+    coefficient_name: str = ""
+    #: which formulas train, "v5" or "v6"
+    form: str
+    _training_cfg: Any
+
+    @classmethod
+    def _registered_class(cls, architecture: str) -> type[SAE]:
+        return get_sae_training_class(architecture).sae_class
+
+    @classmethod
+    def _config_class(cls) -> type[SAEConfig]:
+        return TrainingSAEConfig
+
+    def __init__(self, cfg: Any, use_error_term: bool = False):
+        # the architectures' initialisers, which the base constructor calls, need these already
+        self.__dict__["form"] = getattr(cfg, "form", "v5")
+        self.__dict__["_training_cfg"] = cfg
+        super().__init__(self._inference_config(cfg))
+        self.cfg = self.__dict__.pop("_training_cfg")
+        self.use_error_term = use_error_term
+        self.check_cfg_compatibility()
+        if not are_without_values():
+            self.initialize_weights_complex()
+        self.turn_off_forward_pass_hook_z_reshaping()
+        self.mse_loss_fn: ElementwiseLoss = self._get_mse_loss_fn()
+
+    @staticmethod
+    def _inference_config(cfg: Any) -> SAEConfig:
+        values = dict(cfg.get_base_sae_cfg_dict())
+        for name in ("model_from_pretrained_kwargs", "neuronpedia_id", "metadata"):
+            values.pop(name, None)
+        return SAEConfig(**{k: v for k, v in values.items() if k in SAEConfig.__dataclass_fields__})
+
+    def check_cfg_compatibility(self) -> None:
+        """Refuse combinations that have no meaning (see the class)."""
+        if self.cfg.architecture != "standard" and getattr(self.cfg, "use_ghost_grads", False):
+            raise ValueError(
+                f"use_ghost_grads is for the standard architecture, not {self.cfg.architecture!r}; "
+                "set use_ghost_grads=False."
+            )
+        if self.cfg.architecture == "gated" and self.use_error_term:
+            raise ValueError(
+                "A gated SAE cannot be trained with use_error_term=True; load it as SAE instead."
+            )
+
+    # -- what an architecture fills in ------------------------------------------------------------
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """The training encoder of this architecture."""
+        raise NotImplementedError
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """All terms of the loss besides `mse_loss`, by name."""
+        raise NotImplementedError
+
+    def get_coefficients(self) -> dict[str, TrainCoefficientConfig]:
+        """The sparsity coefficient of the config under the name that the loss asks for."""
+        if not self.coefficient_name:
+            return {}
+        steps = int(getattr(self.cfg, "l1_warm_up_steps", 0) or 0)
+        return {
+            self.coefficient_name: TrainCoefficientConfig(float(self.cfg.l1_coefficient), steps)
+        }
+
+    # -- the training pass ------------------------------------------------------------------------
+
+    def training_forward_pass(
+        self,
+        sae_in: Tensor | TrainStepInput | None = None,
+        current_l1_coefficient: float | None = None,
+        dead_neuron_mask: Tensor | None = None,
+        *,
+        step_input: TrainStepInput | None = None,
+    ) -> TrainStepOutput:
+        """Features, reconstruction and loss of one batch.
+
+        Args:
+            sae_in: activations [batch, d_in], or one `TrainStepInput` as the only argument.
+            current_l1_coefficient: weight of the sparsity term.
+            dead_neuron_mask: bool [d_sae]; which features count as dead.
+            step_input: the `TrainStepInput`, by keyword.
+        """
+        step = as_step_input(sae_in, current_l1_coefficient, dead_neuron_mask, step_input)
+        self.prepare_training_pass()
+        encoding = self.encode_for_training(step.sae_in)
+        sae_out = self.decode(encoding.feature_acts)
+        per_item_mse_loss = self.mse_loss_fn(sae_out, step.sae_in)
+        losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
+        losses |= self.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
+        loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
+        return TrainStepOutput(
+            sae_in=step.sae_in,
+            sae_out=sae_out,
+            feature_acts=encoding.feature_acts,
+            hidden_pre=encoding.hidden_pre,
+            loss=loss,
+            losses=losses,
+            metrics=self.training_metrics(),
+        )
+
+    def prepare_training_pass(self) -> None:
+        """What must hold of the parameters before a pass (constraints)."""
+
+    def training_metrics(self) -> dict[str, Any]:
+        """Numbers of this architecture worth logging."""
+        return {}
+
+    def _get_mse_loss_fn(self) -> ElementwiseLoss:
+        return mse_loss_fn_of(getattr(self.cfg, "mse_loss_normalization", None))
+
+    # -- encoding ---------------------------------------------------------------------------------
+
+    def add_noise(self, hidden_pre: Tensor) -> Tensor:
+        """Pre-activations with the config's noise, in training mode only."""
+        scale = getattr(self.cfg, "noise_scale", 0.0)
+        if not self.training or not scale:
+            return hidden_pre
+        return hidden_pre + torch.randn_like(hidden_pre) * scale
+
+    def encode_with_hidden_pre_fn(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(feature_acts, hidden_pre) by the training encoder of this architecture."""
+        return self.encode_for_training(x)[:2]
+
+    def encode_with_hidden_pre(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(feature_acts, hidden_pre) by the training encoder of standard SAEs."""
+        return _training_class("standard").encode_for_training(self, x)[:2]
+
+    def encode_with_hidden_pre_gated(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(feature_acts, hidden_pre) by the training encoder of gated SAEs."""
+        return _training_class("gated").encode_for_training(self, x)[:2]
+
+    def encode_with_hidden_pre_jumprelu(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """(feature_acts, hidden_pre) by the training encoder of jumprelu SAEs."""
+        return _training_class("jumprelu").encode_for_training(self, x)[:2]
+
+    def encode_standard(self, x: Tensor) -> Tensor:
+        """Features by the training encoder of this architecture."""
+        return self.encode_for_training(x).feature_acts
+
+    def _encode_for_forward(self, x: Tensor) -> Tensor:
+        return self.encode_for_training(x).feature_acts
+
+    def _clean_encode(self, x: Tensor) -> Tensor:
+        return super().encode(x)
+
+    def _forward_is_noisy(self) -> bool:
+        return self.training and bool(getattr(self.cfg, "noise_scale", 0.0))
+
+    @property
+    def threshold(self) -> Tensor:
+        """Thresholds of a jumprelu SAE, [d_sae]; `ValueError` for other architectures."""
+        stored = self._parameters.get("threshold")
+        if stored is not None:
+            return stored
+        log_threshold = self._parameters.get("log_threshold")
+        if log_threshold is None:
+            raise ValueError(
+                f"Only jumprelu SAEs have thresholds; this one is {self.cfg.architecture!r}."
+            )
+        return torch.exp(log_threshold)
+
+    # -- losses under their 5.x names -------------------------------------------------------------
+
+    def calculate_topk_aux_loss(
+        self,
+        sae_in: Tensor,
+        sae_out: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor | None,
+    ) -> Tensor:
+        """The aux-k loss of topk SAEs (see `saes/topk.py`)."""
+        return _training_class("topk").aux_loss(self, sae_in, sae_out, hidden_pre, dead_neuron_mask)
+
+    def calculate_ghost_grad_loss(
+        self,
+        x: Tensor,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+        hidden_pre: Tensor,
+        dead_neuron_mask: Tensor,
+    ) -> Tensor:
+        """The ghost-gradient loss of standard SAEs (see `saes/losses.py`)."""
+        return ghost_grad_loss(
+            x,
+            sae_out,
+            per_item_mse_loss,
+            hidden_pre,
+            dead_neuron_mask,
+            self.W_dec,
+            self.mse_loss_fn,
+        )
+
+    # -- initial values ---------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def initialize_weights_complex(self) -> None:
+        """Decoder, then encoder, then unit rows, as the config asks."""
+        if self.form == "v6":
+            norm = self.cfg.decoder_init_norm
+            if norm is not None:
+                unit_rows_(self.W_dec.data, norm)
+                self._encoder_from_decoder()
+            return
+        if self.cfg.decoder_orthogonal_init:
+            transposed = torch.empty_like(self.W_dec.data.T.contiguous())
+            self.W_dec.data = nn.init.orthogonal_(transposed).T.contiguous()
+        elif self.cfg.decoder_heuristic_init:
+            self.W_dec.data = torch.randn_like(self.W_dec.data)
+            norm = getattr(self.cfg, "decoder_heuristic_init_norm", 0.1)
+            self.initialize_decoder_norm_constant_norm(norm)
+        if self.cfg.init_encoder_as_decoder_transpose:
+            self._encoder_from_decoder()
+        else:
+            nn.init.kaiming_uniform_(self.W_enc.data)
+        if self.cfg.normalize_sae_decoder:
+            self.set_decoder_norm_to_unit_norm()
+
+    def _encoder_from_decoder(self) -> None:
+        self.W_enc.data = self.W_dec.data.T.clone().contiguous()
+
+    @torch.no_grad()
+    def initialize_b_dec_with_precalculated(self, origin: Float[Tensor, " d_in"]) -> None:
+        """Set the decoder bias to a copy of `origin`."""
+        self.b_dec.data = origin.detach().clone().to(dtype=self.dtype, device=self.device)
+
+    @torch.no_grad()
+    def initialize_b_dec_with_mean(self, all_activations: Float[Tensor, "n d_in"]) -> None:
+        """Set the decoder bias to the mean activation."""
+        previous = self.b_dec.data.clone().to(all_activations.device)
+        mean = all_activations.mean(dim=0)
+        logger.info("Setting b_dec to the mean of %d activations.", len(all_activations))
+        if logger.isEnabledFor(logging.DEBUG):
+            before = (all_activations - previous).norm(dim=-1).median().item()
+            after = (all_activations - mean).norm(dim=-1).median().item()
+            logger.debug("Median distance to b_dec: %.4f before, %.4f after.", before, after)
+        self.initialize_b_dec_with_precalculated(mean)
+
+    @torch.no_grad()
+    def set_decoder_norm_to_unit_norm(self) -> None:
+        """Divide the decoder rows by their L2 norm, in place."""
+        unit_rows_(self.W_dec.data)
+
+    @torch.no_grad()
+    def initialize_decoder_norm_constant_norm(self, norm: float = 0.1) -> None:
+        """Give every decoder row the L2 norm `norm`, in place."""
+        unit_rows_(self.W_dec.data, norm)
+
+    @torch.no_grad()
+    def remove_gradient_parallel_to_decoder_directions(self) -> None:
+        """Subtract from each row of `W_dec.grad` its part along the (unit) decoder row."""
+        assert self.W_dec.grad is not None, "there is no decoder gradient yet: call backward first"
+        remove_parallel_component_(self.W_dec.grad, self.W_dec.data)
+
+    # -- files ------------------------------------------------------------------------------------
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any]) -> Self:
+        """A fresh training SAE from a config dict (see `TrainingSAEConfig.from_dict`)."""
+        if cls.architecture:
+            config_dict = {**config_dict, "architecture": cls.architecture}
+        return cls(TrainingSAEConfig.from_dict(config_dict))
+
+    def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """Config and tensors of the inference SAE that this one becomes."""
+        state_dict = {name: t.detach().clone() for name, t in self.state_dict().items()}
+        self.process_state_dict_for_saving(state_dict)
+        values = dict(self._file_config())
+        factor = state_dict.pop("finetuning_scaling_factor", None)
+        if factor is not None:
+            state_dict["W_dec"] = state_dict["W_dec"] * factor.unsqueeze(-1)
+        values["finetuning_scaling_factor"] = False
+        kept = set(SAEConfig.__dataclass_fields__) | {"metadata", "reshape_activations"}
+        inference = SAE_CLASSES.get(str(self.cfg.architecture))
+        if inference is not None:
+            kept |= set(inference.config_class.nested_keys)
+        values = {name: value for name, value in values.items() if name in kept}
+        metadata = dict(values.get("metadata") or {})
+        metadata["sae_lens_version"] = FILE_FORMAT_VERSION
+        values["metadata"] = metadata
+        return values, state_dict
+
+    def save_inference_model(
+        self, path: str | Path, sparsity: Tensor | None = None
+    ) -> tuple[Path, Path] | tuple[Path, Path, Path]:
+        """Write the folder of the inference SAE: no training keys, everything folded."""
+        values, state_dict = self.inference_components()
+        return write_sae_folder(path, values, state_dict, sparsity)
+
+
+def _training_class(architecture: str) -> Any:
+    return get_sae_training_class(architecture).sae_class
+
+
+def as_step_input(
+    sae_in: Tensor | TrainStepInput | None,
+    current_l1_coefficient: float | None = None,
+    dead_neuron_mask: Tensor | None = None,
+    step_input: TrainStepInput | None = None,
+) -> TrainStepInput:
+    """One `TrainStepInput` from either style of arguments."""
+    if step_input is not None:
+        return step_input
+    if isinstance(sae_in, TrainStepInput):
+        return sae_in
+    if sae_in is None:
+        raise TypeError("training_forward_pass needs sae_in or a TrainStepInput.")
+    coefficient = 0.0 if current_l1_coefficient is None else current_l1_coefficient
+    return TrainStepInput(sae_in, {"l1": coefficient}, dead_neuron_mask)
