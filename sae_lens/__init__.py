@@ -32,15 +32,11 @@ if TYPE_CHECKING:
     )
     from sae_lens.loading.publish import upload_saes_to_huggingface
     from sae_lens.pretokenize_runner import PretokenizeRunner, pretokenize_runner
-    from sae_lens.registry import (
-        get_sae_class,
-        get_sae_training_class,
-        register_sae_class,
-        register_sae_training_class,
-    )
     from sae_lens.sae_training_runner import LanguageModelSAETrainingRunner, SAETrainingRunner
     from sae_lens.saes import (
         SAE,
+        BatchTopKTrainingSAE,
+        BatchTopKTrainingSAEConfig,
         GatedSAE,
         GatedSAEConfig,
         GatedTrainingSAE,
@@ -61,6 +57,12 @@ if TYPE_CHECKING:
         TopKTrainingSAEConfig,
         TrainingSAE,
         TrainingSAEConfig,
+        TrainStepInput,
+        TrainStepOutput,
+        get_sae_class,
+        get_sae_training_class,
+        register_sae_class,
+        register_sae_training_class,
     )
     from sae_lens.training.trainer import SAETrainer
 
@@ -68,6 +70,8 @@ logger = logging.getLogger("sae_lens")
 
 __all__ = [
     "ActivationsStore",
+    "BatchTopKTrainingSAE",
+    "BatchTopKTrainingSAEConfig",
     "CacheActivationsRunner",
     "CacheActivationsRunnerConfig",
     "GatedSAE",
@@ -100,6 +104,8 @@ __all__ = [
     "TopKSAEConfig",
     "TopKTrainingSAE",
     "TopKTrainingSAEConfig",
+    "TrainStepInput",
+    "TrainStepOutput",
     "TrainingSAE",
     "TrainingSAEConfig",
     "__version__",
@@ -113,7 +119,8 @@ __all__ = [
     "upload_saes_to_huggingface",
 ]
 
-# Where names that are not one of the SAE classes live; the SAE classes are all in `saes`.
+# Where names live that are not in `saes`. (The registry's functions are looked up there too, since
+# importing it is what registers the architectures.)
 _HOMES = {
     "ActivationsStore": "sae_lens.activations.store",
     "CacheActivationsRunner": "sae_lens.cache_activations_runner",
@@ -129,11 +136,7 @@ _HOMES = {
     "SAETrainer": "sae_lens.training.trainer",
     "SAETrainerConfig": "sae_lens.config",
     "SAETrainingRunner": "sae_lens.sae_training_runner",
-    "get_sae_class": "sae_lens.registry",
-    "get_sae_training_class": "sae_lens.registry",
     "pretokenize_runner": "sae_lens.pretokenize_runner",
-    "register_sae_class": "sae_lens.registry",
-    "register_sae_training_class": "sae_lens.registry",
     "run_evals": "sae_lens.evals",
     "upload_saes_to_huggingface": "sae_lens.loading.publish",
 }

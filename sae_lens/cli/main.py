@@ -7,11 +7,13 @@ it was interrupted.
 from __future__ import annotations
 
 import argparse
+import difflib
 import importlib
 import logging
 import sys
 from collections.abc import Sequence
 from types import ModuleType
+from typing import Any, NoReturn
 
 from sae_lens._version import __version__
 from sae_lens.cli.errors import UsageError, in_one_line
@@ -25,7 +27,24 @@ COMMANDS = {
 }
 
 
-def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are one line, with the near match of a misspelled flag."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As in argparse, but what this parser does not know is an error here and now."""
+        known, unknown = super().parse_known_args(args, namespace)
+        if unknown:
+            flag = unknown[0].split("=")[0]
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            self.error(f"unknown argument {flag}" + (f": did you mean {near[0]}?" if near else ""))
+        return known, unknown
+
+    def error(self, message: str) -> NoReturn:
+        """End with exit code 2 and the message, without the long list of flags."""
+        self.exit(2, f"{self.prog}: error: {message} (`{self.prog} --help` lists the arguments)\n")
+
+
+def build_parser(command: str | None = None) -> Parser:
     """The parser of all subcommands; only the one named `command` gets its arguments."""
     everywhere = argparse.ArgumentParser(add_help=False)
     everywhere.add_argument(
@@ -34,7 +53,7 @@ def build_parser(command: str | None = None) -> argparse.ArgumentParser:
         default=argparse.SUPPRESS,
         help="show the traceback of an error, and debug messages",
     )
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="sae-lens",
         description="Train, load and analyse sparse autoencoders.",
         epilog="`sae-lens COMMAND --help` lists the arguments of a command.",

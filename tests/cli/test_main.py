@@ -49,7 +49,14 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 )
 def test_a_wrong_call_ends_with_2(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(argv) == 2
-    assert "error:" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "error:" in error
+    assert len(error.splitlines()) == 1
+
+
+def test_a_misspelled_flag_gets_its_near_match(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["show", "folder", "--jsno"]) == 2
+    assert "unknown argument --jsno: did you mean --json?" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
