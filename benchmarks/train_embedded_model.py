@@ -8,7 +8,7 @@
 out whole files, trains the tokenizer, and writes the text and the tokenizer into the package.
 `train` needs nothing but those files, so anyone can repeat it from an installed package. The
 learning rate follows the share of the budget that is used up, be it minutes or `--steps`; with
-`--steps` the run is the same on every repetition.
+`--steps` the run is the same on every repetition. A run that was stopped goes on from `--state`.
 
 The model is a plain pre-norm decoder: rotary positions, tanh-GELU, LayerNorm, embedding and
 unembedding tied. It is written out here in forty lines of torch because that trains several times
@@ -286,24 +286,23 @@ def schedule(progress: float, warm_up: float = 0.02, floor: float = 0.02) -> flo
     return max(floor, min(1.0, (1 - progress) / 0.7))
 
 
-class Rows:
-    """Endless training rows: documents shuffled each epoch, joined, cut into BOS + n_ctx - 1."""
+def training_rows(
+    documents: list[np.ndarray], width: int, batch: int, seed: int, step: int
+) -> Iterator[tuple[int, Tensor]]:
+    """Endless batches [batch, width] with their epoch, from the given step on.
 
-    def __init__(self, documents: list[np.ndarray], shape: Shape, batch: int, seed: int):
-        self.documents, self.shape, self.batch = documents, shape, batch
-        self.random = np.random.default_rng(seed)
-        self.epoch = 0
-
-    def __iter__(self) -> Iterator[Tensor]:
-        while True:
-            rows = rows_of(
-                [self.documents[i] for i in self.random.permutation(len(self.documents))],
-                self.shape.n_ctx + 1,
-            )
-            order = self.random.permutation(len(rows) // self.batch * self.batch)
-            for chosen in order.reshape(-1, self.batch):
-                yield rows[torch.from_numpy(chosen)]
-            self.epoch += 1
+    Each epoch shuffles the documents, joins them, cuts rows and shuffles those; what comes at a
+    step depends on the seed alone.
+    """
+    epoch, skipped = 0, 0
+    while True:
+        random = np.random.default_rng((seed, epoch))
+        rows = rows_of([documents[i] for i in random.permutation(len(documents))], width)
+        order = random.permutation(len(rows) // batch * batch).reshape(-1, batch)
+        for chosen in order[max(0, step - skipped) :]:
+            yield epoch, rows[torch.from_numpy(chosen)]
+        skipped += len(order)
+        epoch += 1
 
 
 def rows_of(documents: list[np.ndarray], width: int) -> Tensor:
@@ -339,9 +338,7 @@ def train(options: argparse.Namespace) -> None:
     held_out_texts = read_split(folder, "heldout")
     held_out = encode_documents(tokenizer, held_out_texts)
     bits_per_nat_and_byte = (
-        sum(map(len, held_out))
-        / sum(len(text.encode()) for text in held_out_texts)
-        / math.log(2)
+        sum(map(len, held_out)) / sum(len(text.encode()) for text in held_out_texts) / math.log(2)
     )
     log.info("%.2fM training tokens", sum(map(len, documents)) / 1e6)
 
@@ -353,11 +350,32 @@ def train(options: argparse.Namespace) -> None:
         torch.optim.Adam(rest, lr=options.adam_lr, betas=(0.9, 0.98), eps=1e-10),
     ]
     bases = [optimizer.param_groups[0]["lr"] for optimizer in optimizers]
-    rows = Rows(documents, shape, options.batch, options.seed)
-    started, last_export, step = time.monotonic(), time.monotonic(), 0
+    step, elapsed, history = 0, 0.0, []
+    if options.state.exists():
+        saved = torch.load(options.state, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for optimizer, values in zip(optimizers, saved["optimizers"], strict=True):
+            optimizer.load_state_dict(values)
+        step, elapsed, history = saved["step"], saved["elapsed"], saved["history"]
+        log.info("going on from step %d", step)
+    started = time.monotonic() - elapsed
+    last_export, first_step, resumed = time.monotonic(), step, time.monotonic()
+
+    def keep() -> None:
+        state = {
+            "model": model.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in optimizers],
+            "step": step,
+            "elapsed": time.monotonic() - started,
+            "history": history,
+        }
+        with atomic_path(options.state) as temporary:
+            torch.save(state, temporary)
+        export(model, folder, step, options, history)
+
     bar = tqdm(total=1000, desc="training", file=sys.stderr, mininterval=2)
-    history: list[dict[str, float]] = []
-    for tokens in rows:
+    rows = training_rows(documents, shape.n_ctx + 1, options.batch, options.seed, step)
+    for epoch, tokens in rows:
         if options.steps:
             progress = step / options.steps
         else:
@@ -375,23 +393,23 @@ def train(options: argparse.Namespace) -> None:
         for optimizer in optimizers:
             optimizer.step()
         step += 1
+        seen = step * options.batch * shape.n_ctx
         bar.n = int(1000 * progress)
         if step % 10 == 0:
-            seen = step * options.batch * shape.n_ctx
-            rate = seen / (time.monotonic() - started)
+            rate = (step - first_step) * options.batch * shape.n_ctx / (time.monotonic() - resumed)
             bar.set_postfix_str(f"step {step} loss {loss.item():.3f} {rate:.0f} tokens/s")
         if step % options.eval_every == 0:
             nats = held_out_nats(model, held_out, 64)
-            history.append({"step": step, "bits_per_byte": nats * bits_per_nat_and_byte})
+            bits = nats * bits_per_nat_and_byte
+            history.append({"step": step, "bits_per_byte": bits})
             log.info(
                 "step %d (%.1fM tokens, epoch %d): held-out %.4f nats/token, %.4f bits/byte",
-                *(step, step * options.batch * shape.n_ctx / 1e6, rows.epoch, nats),
-                nats * bits_per_nat_and_byte,
+                *(step, seen / 1e6, epoch, nats, bits),
             )
         if time.monotonic() - last_export > 60 * options.export_minutes:
             last_export = time.monotonic()
-            export(model, folder, step, options, history)
-    export(model, folder, step, options, history)
+            keep()
+    keep()
 
 
 def export(
@@ -433,6 +451,9 @@ def parse_arguments() -> argparse.Namespace:
     training.add_argument("--threads", type=int, default=2)
     training.add_argument("--eval-every", type=int, default=200)
     training.add_argument("--export-minutes", type=float, default=5.0)
+    training.add_argument(
+        "--state", type=Path, default=Path("train_embedded_model.pt"), help="to go on after a stop"
+    )
     training.add_argument("--bfloat16", action="store_true", help="where the CPU has it natively")
     for command in (corpus, training):
         command.add_argument("--folder", type=Path, default=PACKAGE_FOLDER)

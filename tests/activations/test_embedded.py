@@ -53,9 +53,7 @@ def test_it_is_an_instance_of_the_class_asked_for() -> None:
     assert load_embedded_model(Hooked).cfg.model_name == EMBEDDED_MODEL_NAME
 
 
-def test_it_predicts_held_out_text(
-    model: HookedTransformer, held_out_tokens: torch.Tensor
-) -> None:
+def test_it_predicts_held_out_text(model: HookedTransformer, held_out_tokens: torch.Tensor) -> None:
     with torch.no_grad():
         loss = model(held_out_tokens, return_type="loss").item()
         order = torch.randperm(128, generator=torch.Generator().manual_seed(0))
