@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens.cli.main import main
 from sae_lens.loading.describe import describe_folder
+from tests.helpers import GOLDENS
 
-GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
 FLAT = GOLDENS / "v5" / "disk5-topk"
 NESTED = GOLDENS / "v6" / "disk6-jumprelu-none"
 
