@@ -15,7 +15,7 @@ from sae_lens.errors import SAELoadError
 from sae_lens.loading.migrations import flatten_config, handle_config_defaulting, is_nested_config
 
 # Running estimates that stay in the precision in which they were kept.
-_KEPT_IN_THEIR_DTYPE = ("topk_threshold",)
+KEPT_IN_THEIR_DTYPE = ("topk_threshold",)
 
 
 def sae_lens_disk_loader(
@@ -98,20 +98,33 @@ def read_sae_components_from_disk(
     """
     wanted = _dtype_of(cfg_dict, dtype, weight_path)
     state_dict = read_safetensors(weight_path, device, wanted)
-    if "scaling_factor" in state_dict:
-        factor = state_dict.pop("scaling_factor")
-        if torch.allclose(factor, torch.ones_like(factor)):
-            cfg_dict["finetuning_scaling_factor"] = False
-        elif cfg_dict.get("finetuning_scaling_factor"):
-            state_dict["finetuning_scaling_factor"] = factor
-        else:
-            raise SAELoadError(
-                f"{weight_path} holds a scaling_factor other than ones, but its config does not "
-                "set finetuning_scaling_factor; set it to true in cfg.json to use the factor."
-            )
-    else:
-        cfg_dict["finetuning_scaling_factor"] = "finetuning_scaling_factor" in state_dict
+    settle_scaling_factor(cfg_dict, state_dict, weight_path)
     return cfg_dict, state_dict
+
+
+def settle_scaling_factor(
+    cfg_dict: dict[str, Any], state_dict: dict[str, Tensor], where: str | Path
+) -> None:
+    """Drop a `scaling_factor` of ones, or give it the name of the parameter it is; in place.
+
+    The config's `finetuning_scaling_factor` then says whether there is one.
+
+    Raises:
+        SAELoadError: for a factor that the config does not expect.
+    """
+    if "scaling_factor" not in state_dict:
+        cfg_dict["finetuning_scaling_factor"] = "finetuning_scaling_factor" in state_dict
+        return
+    factor = state_dict.pop("scaling_factor")
+    if torch.allclose(factor, torch.ones_like(factor)):
+        cfg_dict["finetuning_scaling_factor"] = False
+    elif cfg_dict.get("finetuning_scaling_factor"):
+        state_dict["finetuning_scaling_factor"] = factor
+    else:
+        raise SAELoadError(
+            f"{where} holds a scaling_factor other than ones, but its config does not set "
+            "finetuning_scaling_factor; set it to true in cfg.json to use the factor."
+        )
 
 
 read_sae_from_disk = read_sae_components_from_disk
@@ -129,7 +142,7 @@ def read_safetensors(
         with safe_open(str(path), framework="pt", device=str(device)) as file:
             for name in file.keys():  # noqa: SIM118  (not a dict)
                 tensor = file.get_tensor(name)
-                keep = dtype is None or name in _KEPT_IN_THEIR_DTYPE
+                keep = dtype is None or name in KEPT_IN_THEIR_DTYPE
                 tensors[name] = tensor if keep else tensor.to(dtype)
     except (SafetensorError, OSError, ValueError) as error:
         raise SAELoadError(

@@ -1,0 +1,1 @@
+"""Where 5.x kept the functions for released SAEs; their home is `sae_lens.loading`."""
