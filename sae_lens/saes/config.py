@@ -151,7 +151,7 @@ class SAEConfig:
 
     @property
     def reshape_activations(self) -> str:
-        """Whether inputs come with a head axis: "hook_z" or "none"; by the hook's name unless set."""
+        """Whether inputs have a head axis: "hook_z" or "none"; by the hook's name unless set."""
         chosen = self.__dict__.get("_reshape_activations")
         return chosen or ("hook_z" if is_hook_z(self.hook_name or "") else "none")
 

@@ -1,8 +1,8 @@
 """Standard SAE: `f = relu((x - b_dec) W_enc + b_enc)`, `x' = f W_dec + b_dec`.
 
-Bricken et al. 2023, "Towards Monosemanticity". Loss: mean squared error plus `lambda ||z||_p`. In the v5 form `z` is `f`, or `f` times the decoder
-norms on request; in the v6 form always the latter (Conerly et al. 2024, "Update on how we train
-SAEs"). The decoder norm carries a gradient.
+Bricken et al. 2023, "Towards Monosemanticity". Loss: mean squared error plus `lambda ||z||_p`. In
+the v5 form `z` is `f`, or `f` times the decoder norms on request; in the v6 form always the latter
+(Conerly et al. 2024, "Update on how we train SAEs"). The decoder norm carries a gradient.
 """
 
 from __future__ import annotations
