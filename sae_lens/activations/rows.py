@@ -1,0 +1,28 @@
+"""Operations on rows of activations that go together with the tokens they belong to."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def permute_together(tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Permute the first axis of all tensors by one random permutation."""
+    order = torch.randperm(tensors[0].shape[0])
+    return tuple(tensor[order.to(tensor.device)] for tensor in tensors)
+
+
+def filter_excluded(buffer: tuple[Tensor, Tensor | None], exclude_tokens: Tensor | None) -> Tensor:
+    """The activations whose token is not one of `exclude_tokens`.
+
+    Args:
+        buffer: activations [row, ...] and their token ids [row]; without ids nothing is left out.
+        exclude_tokens: ids to leave out; None for none.
+    """
+    activations, token_ids = buffer
+    if token_ids is None or exclude_tokens is None:
+        return activations
+    kept = ~torch.isin(token_ids, exclude_tokens.to(token_ids.device))
+    return activations[kept.to(activations.device)]
