@@ -1,0 +1,416 @@
+"""`HookedSAETransformer`: SAEs in the place of a transformer's hook points.
+
+An attached SAE takes the place of the hook point whose activations it was trained on: the forward
+pass runs through it, and its own hook points become part of the model, under the name of the hook
+(`blocks.0.hook_resid_pre.hook_sae_acts_post` and so on), for caches and for interventions.
+"""
+
+from __future__ import annotations
+
+import difflib
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from jaxtyping import Float
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+from transformer_lens import ActivationCache, HookedTransformer
+from transformer_lens.hook_points import HookPoint
+
+from sae_lens.errors import InvalidArgumentError
+from sae_lens.hook_names import has_head_axis
+from sae_lens.saes.base import SAE
+
+SingleLoss = Float[Tensor, ""]
+LossPerToken = Float[Tensor, "batch pos-1"]
+Loss = SingleLoss | LossPerToken
+Output = None | Tensor | tuple[Tensor, Tensor]
+
+_NOT_REMEMBERED = object()
+
+
+def get_deep_attr(obj: Any, path: str) -> Any:
+    """What a dotted path leads to; purely numeric parts index (`blocks.0.attn.hook_z`)."""
+    for part in path.split("."):
+        obj = obj[int(part)] if part.isdigit() else getattr(obj, part)
+    return obj
+
+
+def set_deep_attr(obj: Any, path: str, value: Any) -> None:
+    """Put `value` where a dotted path leads; purely numeric parts index."""
+    *parents, last = path.split(".")
+    if parents:
+        obj = get_deep_attr(obj, ".".join(parents))
+    if last.isdigit():
+        obj[int(last)] = value
+    else:
+        setattr(obj, last, value)
+
+
+class _FitToHook:
+    """Lets an SAE stand in for a hook point, whose output has the shape and dtype of its input.
+
+    Registered as forward hooks on the SAE while it is attached: before its forward pass, the
+    activations of several heads are flattened (or the one head picked) where the SAE does not do so
+    itself; after it, shape and dtype become those of the model again.
+    """
+
+    def __init__(self, sae: SAE):
+        self.d_in = int(sae.cfg.d_in)
+        self.head = sae.cfg.hook_head_index
+        self.original: Tensor | None = None
+
+    def before(self, sae: SAE, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        x = args[0]
+        self.original = x
+        if self.head is not None and x.ndim == 4:
+            return (x[:, :, self.head], *args[1:])
+        flat = x.ndim == 4 and x.shape[-2] * x.shape[-1] == self.d_in != x.shape[-1]
+        if flat and not sae.hook_z_reshaping_mode:
+            return (x.flatten(-2), *args[1:])
+        return args
+
+    def after(self, sae: SAE, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        original, self.original = self.original, None
+        if original is None:
+            return output
+        output = output.to(original.dtype)
+        if self.head is not None and original.ndim == 4:
+            replaced = original.clone()
+            replaced[:, :, self.head] = output
+            return replaced
+        return output.reshape(original.shape)
+
+    def attach(self, sae: SAE) -> list[RemovableHandle]:
+        return [
+            sae.register_forward_pre_hook(self.before),
+            sae.register_forward_hook(self.after),
+        ]
+
+
+class _Use(NamedTuple):
+    """What the context manager has to undo for one SAE."""
+
+    name: str
+    sae: SAE
+    previous: SAE | None
+    use_error_term: bool
+    remembered: Any
+
+
+class HookedSAETransformer(HookedTransformer):
+    """A `HookedTransformer` that SAEs can be attached to.
+
+    Made as a `HookedTransformer` is; `from_pretrained` and `from_pretrained_no_processing` are
+    inherited and return this class.
+
+    Attributes:
+        acts_to_saes: the attached SAEs by the name of their hook.
+    """
+
+    def __init__(self, *model_args: Any, **model_kwargs: Any):
+        super().__init__(*model_args, **model_kwargs)
+        self.acts_to_saes: dict[str, SAE] = {}
+        self._sae_handles: dict[str, list[RemovableHandle]] = {}
+
+    # -- attaching and detaching ------------------------------------------------------------------
+
+    def add_sae(self, sae: SAE, use_error_term: bool | None = None, strict: bool = False) -> None:
+        """Attach an SAE at its hook until it is reset.
+
+        Args:
+            sae: runs where the hook point `sae.cfg.hook_name` was; replaces an SAE attached there.
+            use_error_term: override the SAE's own flag until it is reset; None leaves it alone.
+            strict: raise, instead of warning, when the model has no such hook.
+
+        Raises:
+            ValueError: when the SAE's width is not that of the hook, when the SAE maps one hook to
+                another (a transcoder), or, if strict, when the hook does not exist.
+        """
+        sae = _as_sae(sae)
+        if self._attach(sae, use_error_term, strict):
+            self.setup()
+
+    def _attach(self, sae: SAE, use_error_term: bool | None, strict: bool) -> bool:
+        """Attach without `setup()`; False when there is no such hook (with a warning)."""
+        name = sae.cfg.hook_name
+        if name not in self.acts_to_saes and name not in self.hook_dict:
+            message = f"No hook found for {name!r}; the SAE is not attached.{self._near(name)}"
+            if strict:
+                raise ValueError(message)
+            logging.warning(message)
+            return False
+        _check_fits(self, sae)
+        if use_error_term is not None:
+            previous_flag = sae.use_error_term
+            sae.use_error_term = use_error_term
+            if not hasattr(sae, "_original_use_error_term"):
+                sae._original_use_error_term = previous_flag  # type: ignore[assignment]
+        self._put(name, sae)
+        return True
+
+    def _near(self, name: str) -> str:
+        known = [*self.acts_to_saes, *self.hook_dict]
+        near = difflib.get_close_matches(str(name), known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
+        return f"{hint} The model's hooks are in hook_dict."
+
+    def _put(self, name: str, sae: SAE) -> None:
+        self._remove_handles(name)
+        set_deep_attr(self, name, sae)
+        self.acts_to_saes[name] = sae
+        self._sae_handles[name] = _FitToHook(sae).attach(sae)
+
+    def _remove_handles(self, name: str) -> None:
+        for handle in self._sae_handles.pop(name, []):
+            handle.remove()
+
+    def _reset_sae(self, act_name: str, prev_sae: SAE | None = None) -> None:
+        """Detach the SAE at `act_name`, putting `prev_sae` or a fresh hook point in its place."""
+        attached = self.acts_to_saes.get(act_name)
+        if attached is None:
+            logging.warning(f"No SAE is attached at {act_name!r}; there is nothing to reset.")
+            return
+        if hasattr(attached, "_original_use_error_term"):
+            attached.use_error_term = attached._original_use_error_term  # type: ignore[assignment]
+            del attached._original_use_error_term
+        if prev_sae is not None:
+            self._put(act_name, _as_sae(prev_sae))
+        else:
+            self._remove_handles(act_name)
+            set_deep_attr(self, act_name, HookPoint())
+            del self.acts_to_saes[act_name]
+        if prev_sae is not attached:
+            # Its hook points carried the model's names; standing alone they have their own again.
+            attached.setup()
+
+    def reset_saes(
+        self,
+        act_names: str | Sequence[str] | None = None,
+        prev_saes: Sequence[SAE | None] | None = None,
+    ) -> None:
+        """Detach SAEs.
+
+        Args:
+            act_names: hook names, one or several; None for all attached SAEs.
+            prev_saes: what to put in their place, pairwise; None for a hook point. When given, as
+                many as `act_names`.
+
+        Raises:
+            InvalidArgumentError: (a `ValueError`) when the two lengths differ.
+        """
+        if isinstance(act_names, str):
+            act_names = [act_names]
+        elif act_names is None:
+            act_names = list(self.acts_to_saes)
+        if prev_saes and len(prev_saes) != len(act_names):
+            raise InvalidArgumentError(
+                f"{len(act_names)} hook names were given with {len(prev_saes)} previous SAEs; give "
+                "one previous SAE (or None) for each name."
+            )
+        for name, previous in zip(act_names, prev_saes or [None] * len(act_names), strict=True):
+            self._reset_sae(name, previous)
+        self.setup()
+
+    @contextmanager
+    def saes(
+        self,
+        saes: SAE | Sequence[SAE] = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        strict: bool = False,
+    ) -> Iterator[HookedSAETransformer]:
+        """Attach SAEs for a block of code.
+
+        On the way out, also by an exception, whatever was attached before is attached again, with
+        the flags it had. SAEs whose hook is missing are left out with a warning.
+
+        Args:
+            saes: one or several; later ones replace earlier ones of the same hook.
+            reset_saes_end: False leaves them attached.
+            use_error_term: override their flags; None leaves them alone.
+            strict: raise, instead of warning, when a hook is missing.
+
+        Yields:
+            The model itself.
+        """
+        uses: list[_Use] = []
+        try:
+            for sae in _as_list(saes):
+                use = self._note(sae)
+                if self._attach(sae, use_error_term, strict):
+                    uses.append(use)
+            self.setup()
+        except BaseException:
+            self._undo(uses)
+            raise
+        try:
+            yield self
+        finally:
+            if reset_saes_end:
+                self._undo(uses)
+
+    def _note(self, sae: SAE) -> _Use:
+        return _Use(
+            name=sae.cfg.hook_name,
+            sae=sae,
+            previous=self.acts_to_saes.get(sae.cfg.hook_name),
+            use_error_term=sae.use_error_term,
+            remembered=getattr(sae, "_original_use_error_term", _NOT_REMEMBERED),
+        )
+
+    def _undo(self, uses: list[_Use]) -> None:
+        """Take back what a context manager did, the last first."""
+        for use in reversed(uses):
+            if use.name in self.acts_to_saes:
+                self._reset_sae(use.name, use.previous)
+            elif use.previous is not None:
+                self._put(use.name, use.previous)
+            # An SAE that was attached before keeps the flag it had then, not its older one.
+            if hasattr(use.sae, "_original_use_error_term"):
+                del use.sae._original_use_error_term
+            use.sae.use_error_term = use.use_error_term
+            if use.remembered is not _NOT_REMEMBERED:
+                use.sae._original_use_error_term = use.remembered
+        self.setup()
+
+    # -- running ----------------------------------------------------------------------------------
+
+    def run_with_saes(
+        self,
+        *model_args: Any,
+        saes: SAE | Sequence[SAE] = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        strict: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """Call the model with SAEs attached; see `saes` for the keywords.
+
+        Returns:
+            What calling the model returns.
+        """
+        with self.saes(saes, reset_saes_end, use_error_term, strict):
+            return self(*model_args, **model_kwargs)
+
+    def run_with_cache_with_saes(
+        self,
+        *model_args: Any,
+        saes: SAE | Sequence[SAE] = (),
+        reset_saes_end: bool = True,
+        use_error_term: bool | None = None,
+        return_cache_object: bool = True,
+        remove_batch_dim: bool = False,
+        strict: bool = False,
+        **kwargs: Any,
+    ) -> tuple[Any, ActivationCache | dict[str, Tensor]]:
+        """`run_with_cache` with SAEs attached; see `saes` for the keywords.
+
+        Returns:
+            Output and cache; the cache also holds the hooks of the SAEs.
+        """
+        with self.saes(saes, reset_saes_end, use_error_term, strict):
+            return self.run_with_cache(  # type: ignore[call-overload]
+                *model_args,
+                return_cache_object=return_cache_object,  # pyright: ignore[reportArgumentType]
+                remove_batch_dim=remove_batch_dim,
+                **kwargs,
+            )
+
+    def run_with_hooks_with_saes(
+        self,
+        *model_args: Any,
+        saes: SAE | Sequence[SAE] = (),
+        reset_saes_end: bool = True,
+        fwd_hooks: Sequence[tuple[str | Callable[..., Any], Callable[..., Any]]] = (),
+        bwd_hooks: Sequence[tuple[str | Callable[..., Any], Callable[..., Any]]] = (),
+        reset_hooks_end: bool = True,
+        clear_contexts: bool = False,
+        use_error_term: bool | None = None,
+        strict: bool = False,
+        **model_kwargs: Any,
+    ) -> Any:
+        """`run_with_hooks` with SAEs attached, whose hooks can be used; see `saes`."""
+        with self.saes(saes, reset_saes_end, use_error_term, strict):
+            return self.run_with_hooks(
+                *model_args,
+                fwd_hooks=list(fwd_hooks),
+                bwd_hooks=list(bwd_hooks),
+                reset_hooks_end=reset_hooks_end,
+                clear_contexts=clear_contexts,
+                **model_kwargs,
+            )
+
+
+def _as_sae(value: Any) -> SAE:
+    """The SAE itself, also of the tuple that `SAE.from_pretrained` returns."""
+    return value.sae if isinstance(value, tuple) and hasattr(value, "sae") else value
+
+
+def _as_list(saes: Any) -> list[SAE]:
+    """One SAE, one pretrained tuple, or a sequence of these, as a list."""
+    if isinstance(saes, tuple) and hasattr(saes, "sae"):
+        return [saes.sae]
+    if isinstance(saes, (list, tuple)):
+        return [_as_sae(sae) for sae in saes]
+    return [saes]
+
+
+def _check_fits(model: HookedTransformer, sae: SAE) -> None:
+    name = sae.cfg.hook_name
+    metadata = getattr(sae.cfg, "metadata", None)
+    out_name = getattr(metadata, "hook_name_out", None)
+    if out_name is not None and out_name != name:
+        raise ValueError(
+            f"This SAE maps {name!r} to {out_name!r} (a transcoder) and cannot stand in for one "
+            "hook point. Judge it with sae_lens.evals, or use hooks at both places."
+        )
+    widths = hook_widths(model, name, sae.cfg.hook_head_index)
+    if widths and sae.cfg.d_in not in widths:
+        raise ValueError(
+            f"The SAE has d_in={sae.cfg.d_in}, but the activations of this model at {name!r} have "
+            f"width {widths[0]}. Attach it to the model it was trained on "
+            f"({sae.cfg.model_name!r}), or choose another SAE."
+        )
+
+
+# Hooks on the residual stream or on what is read from and added to it.
+_D_MODEL_HOOKS = frozenset(
+    {
+        "hook_embed",
+        "hook_pos_embed",
+        "hook_resid_pre",
+        "hook_resid_mid",
+        "hook_resid_post",
+        "hook_attn_out",
+        "hook_mlp_out",
+        "hook_attn_in",
+        "hook_mlp_in",
+        "hook_q_input",
+        "hook_k_input",
+        "hook_v_input",
+    }
+)
+_NORM_MODULES = frozenset({"ln1", "ln2", "ln1_post", "ln2_post", "ln_final"})
+
+
+def hook_widths(model: HookedTransformer, name: str, head: int | None = None) -> tuple[int, ...]:
+    """The widths that an SAE at a hook may have, the usual one first; empty when not known."""
+    cfg = model.cfg
+    parts = name.split(".")
+    if has_head_axis(parts[-1]) and parts[-1] not in _D_MODEL_HOOKS:
+        grouped = parts[-1] in ("hook_k", "hook_v") and not getattr(
+            cfg, "ungroup_grouped_query_attention", False
+        )
+        n_heads = (getattr(cfg, "n_key_value_heads", None) if grouped else None) or cfg.n_heads
+        d_head = cfg.d_head
+        return (d_head,) if head is not None else (n_heads * d_head, d_head)
+    if parts[-1] in _D_MODEL_HOOKS:
+        return (cfg.d_model,)
+    if parts[-1] == "hook_normalized" and parts[-2:-1] and parts[-2] in _NORM_MODULES:
+        return (cfg.d_model,)
+    if "mlp" in parts and parts[-1] in ("hook_pre", "hook_pre_linear", "hook_post") and cfg.d_mlp:
+        return (cfg.d_mlp,)
+    return ()
