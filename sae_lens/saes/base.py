@@ -25,7 +25,13 @@ from sae_lens.registry import get_sae_class
 from sae_lens.saes.activation_fns import get_activation_fn
 from sae_lens.saes.config import SAEConfig
 from sae_lens.saes.files import write_sae_folder
-from sae_lens.saes.hooks import HookedRootModule, add_hook_points, has_active_hooks, hooks_disabled
+from sae_lens.saes.hooks import (
+    HookedRootModule,
+    HookPoint,
+    add_hook_points,
+    has_active_hooks,
+    hooks_disabled,
+)
 from sae_lens.saes.normalization import NormStats, denormalize, normalize
 from sae_lens.saes.weights import (
     constant_parameter,
@@ -62,6 +68,14 @@ class SAE(HookedRootModule):
     W_dec: nn.Parameter
     b_enc: nn.Parameter
     b_dec: nn.Parameter
+    finetuning_scaling_factor: nn.Parameter
+    activation_fn: nn.Module
+    hook_sae_input: HookPoint
+    hook_sae_acts_pre: HookPoint
+    hook_sae_acts_post: HookPoint
+    hook_sae_output: HookPoint
+    hook_sae_recons: HookPoint
+    hook_sae_error: HookPoint
 
     #: the architecture that a class stands for; empty on `SAE` and `TrainingSAE` themselves
     architecture: str = ""
@@ -71,7 +85,8 @@ class SAE(HookedRootModule):
 
     def __new__(cls, cfg: Any = None, *_args: Any, **_kwargs: Any) -> Any:
         """An object of the class that `cfg.architecture` names."""
-        return super().__new__(cls if cfg is None else cls._class_for(str(cfg.architecture)))
+        variant: Any = cls if cfg is None else cls._class_for(str(cfg.architecture))
+        return super().__new__(variant)
 
     @classmethod
     def _class_for(cls, architecture: str) -> type[SAE]:
@@ -314,8 +329,9 @@ class SAE(HookedRootModule):
 
     def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Move or cast in place, as `nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **_without_none(kwargs))
-        super().to(*args, **_without_none(kwargs))
+        kwargs = {name: value for name, value in kwargs.items() if value is not None}
+        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
+        super().to(*args, **kwargs)
         if device is not None:
             self.cfg.device = str(device)
         if dtype is not None:
@@ -336,8 +352,9 @@ class SAE(HookedRootModule):
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         if self.norm_stats is not None:
+            scale, shift = self.norm_stats
             state["norm_stats"] = NormStats(
-                *(None if part is None else part.detach() for part in self.norm_stats)
+                scale.detach(), None if shift is None else shift.detach()
             )
         return state
 
@@ -502,10 +519,6 @@ class SAE(HookedRootModule):
     ) -> Any:
         """The same tuple as `from_pretrained`, under its 6.x name."""
         return cls.from_pretrained(release, sae_id, device, force_download, converter, dtype)
-
-
-def _without_none(kwargs: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in kwargs.items() if value is not None}
 
 
 @contextmanager

@@ -368,7 +368,7 @@ class ArchitectureSAEConfig(SAEConfig):
         if self.hook_layer is None and self.hook_name:
             self.hook_layer = layer_of(self.hook_name)
         if reshape_activations is not None:
-            self.reshape_activations = reshape_activations
+            setattr(self, "reshape_activations", reshape_activations)  # noqa: B010  (a property)
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any]) -> Any:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.base import SAE
@@ -48,6 +48,9 @@ class GatedSAE(SAE):
     """See the module's text."""
 
     architecture = "gated"
+    b_gate: nn.Parameter
+    b_mag: nn.Parameter
+    r_mag: nn.Parameter
 
     def initialize_weights(self) -> None:
         """`W_enc`, `b_gate`, `r_mag`, `b_mag`, `W_dec`, `b_dec`."""

@@ -146,7 +146,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         """Thresholds that are the parameter themselves stay at or above 0."""
         if self.form == "v6":
             with torch.no_grad():
-                self._parameters["threshold"].clamp_(min=0)
+                self.threshold.clamp_(min=0)
 
     def get_coefficients(self) -> dict[str, TrainCoefficientConfig]:
         """The L0 coefficient: `l0_coefficient` (v6), or `l1_coefficient` (v5)."""
@@ -189,7 +189,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
     def fold_W_dec_norm(self) -> None:
         """As for the inference SAE; through the logarithm in the v5 form."""
         if self.form == "v6":
-            self._fold_decoder_norms(self.b_enc.data, self._parameters["threshold"].data)
+            self._fold_decoder_norms(self.b_enc.data, self.threshold.data)
             return
         norms = decoder_norms_for_folding(self.W_dec.data)
         self._fold_decoder_norms(self.b_enc.data)

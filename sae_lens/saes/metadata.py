@@ -94,7 +94,8 @@ class SAEMetadata:
     def __iter__(self) -> Iterator[str]:
         fields = METADATA_FIELDS if self._config is not None else ()
         yield from (name for name in fields if name in self)
-        yield from self._values
+        values: dict[str, Any] = self._values
+        yield from values
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -1,4 +1,4 @@
-"""Folders that cannot be what they claim: each says which file, what is wrong, what would be right."""
+"""Folders that cannot be what they claim: the error names the file and what is wrong."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ def test_v5_files_do_not_name_a_training_architecture(tmp_path: Path):
     assert '"training_architecture": "topk"' in (tmp_path / "cfg.json").read_text()
 
 
-@pytest.mark.parametrize("architecture", ("standard", "gated", "jumprelu", "topk"))
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
 def test_inference_model_of_v6(architecture: str, tmp_path: Path):
     sae = make_v6(architecture).eval()
     sae.W_dec.data.mul_(torch.rand(D_SAE, 1) + 0.5)
@@ -280,7 +280,7 @@ def test_jumprelu_v6_refuses_targets_out_of_reach():
 
 def test_threshold_is_that_of_jumprelu_only():
     sae = make_training_sae("jumprelu")
-    assert list(sae.state_dict())[0] == "log_threshold"
+    assert next(iter(sae.state_dict())) == "log_threshold"
     assert_close(sae.threshold, sae.log_threshold.exp())
     assert isinstance(sae, JumpReLUTrainingSAE)
     with pytest.raises(ValueError, match="Only jumprelu"):
