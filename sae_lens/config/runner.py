@@ -1,0 +1,382 @@
+"""`LanguageModelSAERunnerConfig`: everything about a run that trains an SAE on a language model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from functools import wraps
+from os import PathLike
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from sae_lens._version import __version__
+from sae_lens.atomic_files import atomic_write_json
+from sae_lens.config.early_names import unknown_names_message, with_current_names
+from sae_lens.config.logging import LoggingConfig
+from sae_lens.config.nested import as_sae_config, as_trainer_config, run_sae_config, take_nested
+from sae_lens.config.trainer import SAETrainerConfig
+from sae_lens.config.validation import derive_and_validate
+from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.saes.config import TrainingSAEConfig
+from sae_lens.saes.files import jsonable
+
+AnyConfig = TypeVar("AnyConfig")
+
+
+def _remember_named_fields(cls: type[AnyConfig]) -> type[AnyConfig]:
+    """Let a config know which fields its maker named, and let it take early names.
+
+    A value that equals a default can be told from one that was not given only where the arguments
+    arrive.
+    """
+    build: Callable[..., None] = cls.__init__
+    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
+
+    @wraps(build)
+    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
+        kwargs = with_current_names(kwargs)
+        unknown = kwargs.keys() - set(names)
+        if unknown:
+            raise TypeError(unknown_names_message(sorted(unknown), names, cls.__name__))
+        self._named_fields = frozenset(names[: len(args)]) | kwargs.keys()
+        build(self, *args, **kwargs)
+
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@_remember_named_fields
+@dataclass
+class LanguageModelSAERunnerConfig:
+    """A run: which language model, hook, data and SAE, how to train, what to log, where to save.
+
+    Attributes:
+        model_name: the language model, by its name in TransformerLens or on the hub.
+        model_class_name: HookedTransformer, HookedMamba or AutoModelForCausalLM.
+        hook_name: the hook whose activations are learned.
+        hook_eval: unused; kept so that older configurations still work.
+        hook_layer: forward passes stop after this layer; read from hook_name when not given.
+        hook_head_index: train on this head alone.
+        dataset_path: the text or tokens: a name on the hub or a folder.
+        dataset_trust_remote_code: allow the data set's own loading code where it needs it.
+        streaming: read the data set while training instead of loading it first.
+        is_dataset_tokenized: unused; whether the data are tokens is seen from the data.
+        context_size: tokens per prompt.
+        use_cached_activations: train on activations that were written to disk before.
+        cached_activations_path: the folder with them; derived from data, model and hook.
+        architecture: standard, gated, jumprelu, topk, or another registered architecture.
+        d_in: width of the activations.
+        d_sae: number of features; d_in times expansion_factor when not given.
+        b_dec_init_method: geometric_median or mean of the first activations, or zeros.
+        expansion_factor: features per dimension; 4 when neither it nor d_sae is given.
+        activation_fn: relu, tanh-relu or topk; topk for topk SAEs, else relu.
+        activation_fn_kwargs: its arguments; {"k": 100} for topk.
+        normalize_sae_decoder: keep decoder rows at unit norm.
+        noise_scale: standard deviation of noise added to pre-activations while training.
+        from_pretrained_path: start from the trained SAE in this folder.
+        apply_b_dec_to_input: subtract the decoder bias before encoding.
+        decoder_orthogonal_init: start with an orthogonal decoder.
+        decoder_heuristic_init: start with random decoder rows of one norm.
+        init_encoder_as_decoder_transpose: start with the encoder as the decoder's transpose.
+        n_batches_in_buffer: prompt batches that the shuffling buffer holds.
+        training_tokens: tokens to train on.
+        finetuning_tokens: tokens of the phase after that, in which only some parameters learn.
+        store_batch_size_prompts: prompts per forward pass of the language model.
+        train_batch_size_tokens: activations per training step.
+        normalize_activations: none, expected_average_only_in, constant_norm_rescale or layer_norm.
+        seqpos_slice: positions of a prompt that are used: arguments of slice().
+        device: where the SAE is trained and the language model runs.
+        act_store_device: where the shuffling buffer lives; with_model means device.
+        seed: seed of everything random in the run.
+        dtype: dtype of weights and activations.
+        prepend_bos: begin prompts with a beginning-of-sequence token.
+        jumprelu_init_threshold: threshold of a jumprelu SAE at the start.
+        jumprelu_bandwidth: width of the window of its pseudo-gradient.
+        autocast: train in bfloat16 where that is safe.
+        autocast_lm: run the language model in bfloat16 where that is safe.
+        compile_llm: compile the language model.
+        llm_compilation_mode: mode of that compilation.
+        compile_sae: compile the training pass of the SAE.
+        sae_compilation_mode: mode of that compilation.
+        adam_beta1: Adam's decay of the gradient's mean.
+        adam_beta2: Adam's decay of the gradient's square.
+        mse_loss_normalization: None or dense_batch.
+        l1_coefficient: weight of the sparsity term (of the L0 term for jumprelu).
+        lp_norm: p of the p-norm in the sparsity term.
+        scale_sparsity_penalty_by_decoder_norm: weigh features by their decoder norm in it.
+        l1_warm_up_steps: steps over which the sparsity term grows to its full weight.
+        lr: learning rate.
+        lr_scheduler_name: constant, cosineannealing or cosineannealingwarmrestarts.
+        lr_warm_up_steps: steps of linear warm-up of the learning rate.
+        lr_end: learning rate at the end of the cosine schedules; lr / 10 when not given.
+        lr_decay_steps: last steps, in which the learning rate falls linearly to zero.
+        n_restart_cycles: cycles of cosineannealingwarmrestarts.
+        finetuning_method: what learns in that phase: scale, decoder or unrotated_decoder.
+        use_ghost_grads: ghost gradients for dead features of a standard SAE.
+        feature_sampling_window: steps over which firing densities are measured.
+        dead_feature_window: steps of silence after which a feature counts as dead.
+        dead_feature_threshold: firing density below which a feature is counted in the logs.
+        n_eval_batches: batches per evaluation.
+        eval_batch_size_prompts: prompts per evaluation batch; store_batch_size_prompts when None.
+        log_to_wandb: log to Weights & Biases.
+        log_activations_store_to_wandb: log the store's state with each checkpoint.
+        log_optimizer_state_to_wandb: log the optimiser's state with each checkpoint.
+        wandb_project: project of the run.
+        wandb_id: id of the run, also the name of its checkpoint folder; random when None.
+        run_name: name of the run; made from the settings when None.
+        wandb_entity: user or team that owns the project.
+        wandb_log_frequency: training steps between two logged steps.
+        eval_every_n_wandb_logs: logged steps between two evaluations.
+        resume: must stay False; see resume_from_checkpoint.
+        n_checkpoints: checkpoints along the way, besides the final one.
+        checkpoint_path: folder under which the run makes a folder of its own.
+        verbose: log what the settings amount to, and show progress bars.
+        model_kwargs: arguments of the language model's forward pass.
+        model_from_pretrained_kwargs: arguments for loading the language model.
+        sae_lens_version: version of the library that made the config.
+        sae_lens_training_version: version of the library that trains.
+        decoder_heuristic_init_norm: norm of the rows of decoder_heuristic_init.
+        exclude_special_tokens: leave out activations of special tokens (true), or of these ids.
+        sae: the SAE's config as one object, instead of the flat fields about it.
+        logger: the logging settings as one object, instead of the flat fields about them.
+        output_path: folder for the trained SAE in its inference form, with runner_cfg.json.
+        save_final_checkpoint: the final checkpoint is always saved, whatever this says.
+        resume_from_checkpoint: not supported yet; must stay None.
+        n_batches_for_norm_estimate: batches from which the mean norm of activations is estimated.
+        activations_mixing_fraction: share of the buffer that stays for mixing; 0.5.
+        llm_device: where the language model runs, if not on device.
+        log_weights_to_wandb: log the SAE's weights with each checkpoint.
+        log_to_jsonl: file to which everything logged is appended as JSON lines.
+    """
+
+    model_name: str = "gelu-2l"
+    model_class_name: str = "HookedTransformer"
+    hook_name: str = "blocks.0.hook_mlp_out"
+    hook_eval: str = "NOT_IN_USE"
+    hook_layer: int = 0
+    hook_head_index: int | None = None
+    dataset_path: str = ""
+    dataset_trust_remote_code: bool = True
+    streaming: bool = True
+    is_dataset_tokenized: bool = True
+    context_size: int = 128
+    use_cached_activations: bool = False
+    cached_activations_path: str | None = None
+
+    architecture: Literal["standard", "gated", "jumprelu", "topk"] | str = "standard"
+    d_in: int = 512
+    d_sae: int | None = None
+    b_dec_init_method: str = "geometric_median"
+    expansion_factor: int | None = None
+    activation_fn: str = None  # type: ignore[assignment]
+    activation_fn_kwargs: dict[str, Any] = None  # type: ignore[assignment]
+    normalize_sae_decoder: bool = True
+    noise_scale: float = 0.0
+    from_pretrained_path: str | None = None
+    apply_b_dec_to_input: bool = True
+    decoder_orthogonal_init: bool = False
+    decoder_heuristic_init: bool = False
+    init_encoder_as_decoder_transpose: bool = False
+
+    n_batches_in_buffer: int = 20
+    training_tokens: int = 2_000_000
+    finetuning_tokens: int = 0
+    store_batch_size_prompts: int = 32
+    train_batch_size_tokens: int = 4096
+    normalize_activations: str = "none"
+    seqpos_slice: tuple[int | None, ...] = (None,)
+
+    device: str = "cpu"
+    act_store_device: str = "with_model"
+    seed: int = 42
+    dtype: str = "float32"
+    prepend_bos: bool = True
+
+    jumprelu_init_threshold: float = 0.001
+    jumprelu_bandwidth: float = 0.001
+
+    autocast: bool = False
+    autocast_lm: bool = False
+    compile_llm: bool = False
+    llm_compilation_mode: str | None = None
+    compile_sae: bool = False
+    sae_compilation_mode: str | None = None
+
+    adam_beta1: float = 0
+    adam_beta2: float = 0.999
+    mse_loss_normalization: str | None = None
+    l1_coefficient: float = 1e-3
+    lp_norm: float = 1
+    scale_sparsity_penalty_by_decoder_norm: bool = False
+    l1_warm_up_steps: int = 0
+
+    lr: float = 3e-4
+    lr_scheduler_name: str = "constant"
+    lr_warm_up_steps: int = 0
+    lr_end: float | None = None
+    lr_decay_steps: int = 0
+    n_restart_cycles: int = 1
+
+    finetuning_method: str | None = None
+    use_ghost_grads: bool = False
+    feature_sampling_window: int = 2000
+    dead_feature_window: int = 1000
+    dead_feature_threshold: float = 1e-8
+
+    n_eval_batches: int = 10
+    eval_batch_size_prompts: int | None = None
+
+    log_to_wandb: bool = True
+    log_activations_store_to_wandb: bool = False
+    log_optimizer_state_to_wandb: bool = False
+    wandb_project: str = "mats_sae_training_language_model"
+    wandb_id: str | None = None
+    run_name: str | None = None
+    wandb_entity: str | None = None
+    wandb_log_frequency: int = 10
+    eval_every_n_wandb_logs: int = 100
+
+    resume: bool = False
+    n_checkpoints: int = 0
+    checkpoint_path: str = "checkpoints"
+    verbose: bool = True
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_from_pretrained_kwargs: dict[str, Any] | None = None
+    sae_lens_version: str = field(default_factory=lambda: __version__)
+    sae_lens_training_version: str = field(default_factory=lambda: __version__)
+    decoder_heuristic_init_norm: float = 0.1
+    exclude_special_tokens: bool | list[int] = False
+
+    sae: TrainingSAEConfig | None = field(default=None, kw_only=True)
+    logger: LoggingConfig | None = field(default=None, kw_only=True)
+    output_path: str | None = field(default=None, kw_only=True)
+    save_final_checkpoint: bool = field(default=True, kw_only=True)
+    resume_from_checkpoint: str | None = field(default=None, kw_only=True)
+    n_batches_for_norm_estimate: int = field(default=1000, kw_only=True)
+    activations_mixing_fraction: float = field(default=0.5, kw_only=True)
+    llm_device: str | None = field(default=None, kw_only=True)
+    log_weights_to_wandb: bool = field(default=True, kw_only=True)
+    log_to_jsonl: str | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))
+        take_nested(self, named)
+        derive_and_validate(self, named)
+
+    @property
+    def total_training_tokens(self) -> int:
+        """Tokens of training and fine-tuning."""
+        return self.training_tokens + self.finetuning_tokens
+
+    @property
+    def total_training_steps(self) -> int:
+        """Whole batches in the total."""
+        return self.total_training_tokens // self.train_batch_size_tokens
+
+    # -- the parts that this config is composed of ------------------------------------------------
+
+    def get_base_sae_cfg_dict(self) -> dict[str, Any]:
+        """What an inference config of the run's SAE is made from (21 keys)."""
+        names = (
+            "architecture", "d_in", "d_sae", "dtype", "device", "model_name", "hook_name",
+            "hook_layer", "hook_head_index", "activation_fn_kwargs", "apply_b_dec_to_input",
+            "context_size", "prepend_bos", "dataset_path", "dataset_trust_remote_code",
+            "sae_lens_training_version", "normalize_activations", "model_from_pretrained_kwargs",
+            "seqpos_slice",
+        )  # fmt: skip
+        return {
+            **{name: getattr(self, name) for name in names},
+            "activation_fn_str": self.activation_fn,
+            "finetuning_scaling_factor": self.finetuning_method is not None,
+        }
+
+    def get_training_sae_cfg_dict(self) -> dict[str, Any]:
+        """What a training config of the run's SAE is made from."""
+        if self.sae is not None and self.sae.form == "v6":
+            return self.training_sae_config().to_dict()
+        names = (
+            "l1_coefficient", "lp_norm", "use_ghost_grads", "normalize_sae_decoder", "noise_scale",
+            "decoder_orthogonal_init", "mse_loss_normalization", "decoder_heuristic_init",
+            "decoder_heuristic_init_norm", "init_encoder_as_decoder_transpose",
+            "jumprelu_init_threshold", "jumprelu_bandwidth",
+            "scale_sparsity_penalty_by_decoder_norm",
+        )  # fmt: skip
+        return {**self.get_base_sae_cfg_dict(), **{name: getattr(self, name) for name in names}}
+
+    def training_sae_config(self) -> TrainingSAEConfig:
+        """The config of the SAE that the run trains, of the class that `sae` has if it is given."""
+        if self.sae is not None and self.sae.form == "v6":
+            return run_sae_config(self)
+        return TrainingSAEConfig.from_dict(self.get_training_sae_cfg_dict())
+
+    def to_sae_trainer_config(self) -> SAETrainerConfig:
+        """The part that concerns training alone, for a trainer on any source of activations."""
+        return as_trainer_config(self)
+
+    # -- files ------------------------------------------------------------------------------------
+
+    def to_dict(self) -> dict[str, Any]:
+        """All attributes, derived ones too, in a form that JSON can hold."""
+        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
+        for name in ("dtype", "device", "act_store_device"):
+            values[name] = str(values[name])
+        values["sae"] = None if self.sae is None else run_sae_config(self).to_dict()
+        values["logger"] = None if self.logger is None else dict(vars(self.logger))
+        return values
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> LanguageModelSAERunnerConfig:
+        """The config from which `to_dict` made `values`. Unknown keys are left out."""
+        names = {f.name for f in fields(cls)}
+        known = {name: value for name, value in values.items() if name in names}
+        if known.get("seqpos_slice") is not None:
+            known["seqpos_slice"] = tuple(known["seqpos_slice"])
+        if isinstance(known.get("sae"), dict):
+            known["sae"] = as_sae_config(known["sae"])
+        if isinstance(known.get("logger"), dict):
+            known["logger"] = LoggingConfig(**known["logger"])
+        config = cls(**known)
+        if "checkpoint_path" in known and "run_name" in known:
+            # A finished config names the run's own folder already; it gets no second one.
+            config.checkpoint_path = known["checkpoint_path"]
+        return config
+
+    def to_json(self, path: str | PathLike[str]) -> None:
+        """Write the config as JSON.
+
+        Args:
+            path: a file ending in `.json`; or a folder, or a prefix, to which `cfg.json` is added.
+        """
+        atomic_write_json(_config_file(path), jsonable(self.to_dict()), indent=2)
+
+    @classmethod
+    def from_json(cls, path: str | PathLike[str]) -> LanguageModelSAERunnerConfig:
+        """Read what `to_json` wrote under the same `path`.
+
+        Raises:
+            FileNotFoundError: when there is no such file.
+            ValueError: when it does not hold a JSON object.
+        """
+        file = _config_file(path)
+        try:
+            values = json.loads(file.read_text(encoding="utf-8"))
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise ValueError(f"{file} is not JSON: {error}.") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{file} holds a {type(values).__name__}, not the fields of a config.")
+        return cls.from_dict(values)
+
+
+def _fields_off_default(cfg: Any) -> frozenset[str]:
+    """What a subclass with an initialiser of its own can be seen to have named."""
+    return frozenset(f.name for f in fields(cfg) if getattr(cfg, f.name) != f.default)
+
+
+def _config_file(path: str | PathLike[str]) -> Path:
+    text = str(path)
+    if text.endswith(".json"):
+        return Path(text)
+    if Path(text).is_dir():
+        return Path(text) / SAE_CFG_FILENAME
+    return Path(text + SAE_CFG_FILENAME)

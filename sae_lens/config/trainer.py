@@ -1,0 +1,109 @@
+"""Training from any source of activations, without a language model (the 6.x spelling)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sae_lens.config.logging import LoggingConfig
+
+
+@dataclass
+class SAETrainerConfig:
+    """How an SAE is trained on a stream of activations.
+
+    The sparsity coefficient and its warm-up come from the SAE's own config.
+
+    Attributes:
+        total_training_samples: number of activations to train on.
+        train_batch_size_samples: activations per step.
+        lr: learning rate.
+        lr_end: learning rate at the end of the cosine schedules; `lr / 10` when None.
+        lr_scheduler_name: "constant", "cosineannealing" or "cosineannealingwarmrestarts".
+        lr_warm_up_steps: steps of linear warm-up.
+        lr_decay_steps: last steps, in which the rate falls linearly to zero.
+        n_restart_cycles: cycles of "cosineannealingwarmrestarts".
+        adam_beta1: Adam's decay of the gradient's mean.
+        adam_beta2: Adam's decay of the gradient's square.
+        device: where the SAE is trained.
+        autocast: compute in bfloat16 where that is safe.
+        dead_feature_window: steps of silence after which a feature counts as dead.
+        feature_sampling_window: steps over which firing densities are measured.
+        n_checkpoints: checkpoints along the way.
+        checkpoint_path: folder for them; None writes nothing.
+        save_final_checkpoint: whether the trained SAE is written there as well.
+        logger: what is logged, and where.
+        n_batches_for_norm_estimate: batches from which the mean norm of the activations is
+            estimated, where the SAE's config asks for scaling.
+    """
+
+    total_training_samples: int
+    train_batch_size_samples: int
+    lr: float = 3e-4
+    lr_end: float | None = None
+    lr_scheduler_name: str = "constant"
+    lr_warm_up_steps: int = 0
+    lr_decay_steps: int = 0
+    n_restart_cycles: int = 1
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    device: str = "cpu"
+    autocast: bool = False
+    dead_feature_window: int = 1000
+    feature_sampling_window: int = 2000
+    n_checkpoints: int = 0
+    checkpoint_path: str | None = None
+    save_final_checkpoint: bool = False
+    logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
+    n_batches_for_norm_estimate: int = 1000
+
+    def __post_init__(self) -> None:
+        for name in (
+            "total_training_samples",
+            "train_batch_size_samples",
+            "feature_sampling_window",
+            "n_batches_for_norm_estimate",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if isinstance(self.logger, dict):
+            self.logger = LoggingConfig(**self.logger)
+        if self.lr_end is None:
+            self.lr_end = self.lr / 10
+        self.device = str(self.device)
+
+    # The trainer reads the same names from every config.
+
+    @property
+    def total_training_tokens(self) -> int:
+        """The same as `total_training_samples`."""
+        return self.total_training_samples
+
+    @property
+    def train_batch_size_tokens(self) -> int:
+        """The same as `train_batch_size_samples`."""
+        return self.train_batch_size_samples
+
+    @property
+    def total_training_steps(self) -> int:
+        """Whole batches in the total."""
+        return self.total_training_samples // self.train_batch_size_samples
+
+    @property
+    def log_to_wandb(self) -> bool:
+        """Whether the run is logged to W&B."""
+        return self.logger.log_to_wandb
+
+    @property
+    def wandb_log_frequency(self) -> int:
+        """Steps between two logged steps."""
+        return self.logger.wandb_log_frequency
+
+    @property
+    def eval_every_n_wandb_logs(self) -> int:
+        """Logged steps between two evaluations."""
+        return self.logger.eval_every_n_wandb_logs
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict of all fields."""
+        return asdict(self)

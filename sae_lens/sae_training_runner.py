@@ -1,0 +1,289 @@
+"""`SAETrainingRunner`: from a config to a trained SAE.
+
+A composition root: it loads the model, opens the data, makes the SAE, and gives the parts to a
+`SAETrainer`. `python -m sae_lens.sae_training_runner --field value ...` runs one from the command
+line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import random
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from sae_lens.activations.model_loading import load_model
+from sae_lens.activations.store import ActivationsStore
+from sae_lens.atomic_files import atomic_write_json
+from sae_lens.config.arguments import (
+    add_config_arguments,
+    config_from_values,
+    config_values,
+    read_config_file,
+)
+from sae_lens.config.runner import LanguageModelSAERunnerConfig
+from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.saes.files import jsonable
+from sae_lens.saes.normalization import normalize
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.training.checkpoints import ensure_writable
+from sae_lens.training.evaluation import InModelEvaluator
+from sae_lens.training.geometric_median import compute_geometric_median
+from sae_lens.training.loggers import make_logger
+from sae_lens.training.trainer import SAETrainer
+from sae_lens.training.trainer_checkpoints import save_trainer
+
+logger = logging.getLogger(__name__)
+
+
+class InterruptedException(Exception):
+    """The run was asked to stop, by SIGINT or SIGTERM."""
+
+
+def interrupt_callback(sig_num: Any, stack_frame: Any) -> None:
+    """A signal handler that raises `InterruptedException`."""
+    del stack_frame
+    raise InterruptedException(f"interrupted by signal {sig_num}")
+
+
+class SAETrainingRunner:
+    """Trains an SAE on the activations of a language model, as a config says.
+
+    Args:
+        cfg: the run's config.
+        override_dataset: data to use instead of `cfg.dataset_path`.
+        override_model: a model to use instead of loading `cfg.model_name`.
+        override_sae: a training SAE to use instead of making one.
+
+    Raises:
+        ValueError: when the parts do not fit together: no such hook in the model, a context longer
+            than the model's, no usable data, a checkpoint folder that cannot be written.
+        RuntimeError: when the hook's width is not `cfg.d_in`.
+
+    Attributes:
+        cfg: the config.
+        model: the language model.
+        activations_store: where the activations come from.
+        sae: the SAE, trained once `run` has returned.
+    """
+
+    cfg: LanguageModelSAERunnerConfig
+    model: Any
+    activations_store: ActivationsStore
+    sae: TrainingSAE
+
+    def __init__(
+        self,
+        cfg: LanguageModelSAERunnerConfig,
+        override_dataset: Any = None,
+        override_model: Any = None,
+        override_sae: TrainingSAE | None = None,
+    ) -> None:
+        for what, override in (("dataset", override_dataset), ("model", override_model)):
+            if override is not None:
+                logger.warning(
+                    "You passed a %s of your own. The config does not describe it, so the run "
+                    "cannot be reproduced from its config alone.",
+                    what,
+                )
+        self.cfg = cfg
+        ensure_writable(cfg.checkpoint_path)
+        if cfg.output_path is not None:
+            ensure_writable(cfg.output_path)
+        _seed_everything(cfg.seed)
+
+        self.model = override_model
+        if override_model is None:
+            self.model = load_model(
+                cfg.model_class_name,
+                cfg.model_name,
+                device=cfg.llm_device or cfg.device,
+                model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
+            )
+        self.activations_store = ActivationsStore.from_config(
+            self.model, cfg, override_dataset=override_dataset
+        )
+        if not cfg.use_cached_activations:
+            self.activations_store.check_model()
+        self.sae = self._make_sae(override_sae)
+
+    def run(self) -> TrainingSAE:
+        """Train the SAE, save it, and return it.
+
+        Raises:
+            InterruptedException: on SIGINT or SIGTERM, after a checkpoint.
+            NonFiniteLossError: when the loss stops being finite, after a checkpoint.
+        """
+        run_logger = make_logger(self.cfg)
+        run_logger.start(self.cfg.to_dict())
+        error: BaseException | None = None
+        try:
+            self._compile_if_needed()
+            trainer = SAETrainer(
+                model=self.model,
+                sae=self.sae,
+                activation_store=self.activations_store,
+                save_checkpoint_fn=self.save_checkpoint,
+                cfg=self.cfg,
+                evaluator=self._make_evaluator(),
+                logger=run_logger,
+            )
+            sae = self.run_trainer_with_interruption_handling(trainer)
+            self._save_output(trainer)
+        except BaseException as raised:
+            error = raised
+            raise
+        finally:
+            # A compiled pass on the instance would keep the SAE from being pickled.
+            vars(self.sae).pop("training_forward_pass", None)
+            run_logger.finish(error)
+        return sae
+
+    # -- the parts --------------------------------------------------------------------------------
+
+    def _make_sae(self, override_sae: TrainingSAE | None) -> TrainingSAE:
+        if override_sae is not None:
+            if override_sae.cfg.d_in != self.cfg.d_in:
+                raise ValueError(
+                    f"The SAE that was passed has d_in={override_sae.cfg.d_in}, the config "
+                    f"d_in={self.cfg.d_in}; make them equal."
+                )
+            return override_sae
+        if self.cfg.from_pretrained_path is not None:
+            return TrainingSAE.load_from_pretrained(self.cfg.from_pretrained_path, self.cfg.device)
+        self.sae = TrainingSAE(self.cfg.training_sae_config())
+        self._init_sae_group_b_decs()
+        return self.sae
+
+    @torch.no_grad()
+    def _init_sae_group_b_decs(self) -> None:
+        """Start the decoder bias at the median or mean of the first activations.
+
+        The bias lives in the space of the SAE's processed input, so the sample is scaled (by the
+        store) or normalised (here) first.
+        """
+        if self.cfg.b_dec_init_method == "zeros":
+            return
+        self.activations_store.set_norm_scaling_factor_if_needed()
+        sample = self.activations_store.storage_buffer[:, 0, :]
+        sample, _ = normalize(self.cfg.normalize_activations, sample)
+        if self.cfg.b_dec_init_method == "geometric_median":
+            found = compute_geometric_median(sample, maxiter=100, verbose=self.cfg.verbose)
+            self.sae.initialize_b_dec_with_precalculated(found.median)
+        elif self.cfg.b_dec_init_method == "mean":
+            self.sae.initialize_b_dec_with_mean(sample.cpu())
+
+    def _make_evaluator(self) -> InModelEvaluator:
+        from sae_lens.evals import run_evals
+
+        return InModelEvaluator(self.model, self.cfg, run_evals=run_evals)
+
+    def _compile_if_needed(self) -> None:
+        """Compile model and SAE as the config asks, before anything is built on them."""
+        if self.cfg.compile_llm:
+            self.model = torch.compile(self.model, mode=self.cfg.llm_compilation_mode)
+            self.activations_store.model = self.model
+        if self.cfg.compile_sae:
+            backend = "aot_eager" if self.sae.device.type == "mps" else "inductor"
+            self.sae.training_forward_pass = torch.compile(  # type: ignore[method-assign]
+                self.sae.training_forward_pass, mode=self.cfg.sae_compilation_mode, backend=backend
+            )
+
+    # -- interruptions, checkpoints, output -------------------------------------------------------
+
+    def run_trainer_with_interruption_handling(self, trainer: SAETrainer) -> TrainingSAE:
+        """Run `trainer.fit()`; on SIGINT or SIGTERM save a checkpoint and raise.
+
+        A signal that arrives during a training step takes effect when the step is complete, a
+        second one at once. Handlers that were there before are restored. Outside the main thread,
+        where Python allows no handlers, none are installed.
+        """
+        with _stopping_on_signals(trainer):
+            try:
+                return trainer.fit()
+            except (KeyboardInterrupt, InterruptedException):
+                logger.warning("Interrupted; saving a checkpoint before stopping.")
+                self.save_checkpoint(trainer, checkpoint_name=str(trainer.n_training_tokens))
+                logger.info("The checkpoint is saved.")
+                raise
+
+    @staticmethod
+    def save_checkpoint(
+        trainer: SAETrainer, checkpoint_name: str, wandb_aliases: list[str] | None = None
+    ) -> None:
+        """Write the checkpoint `{cfg.checkpoint_path}/{checkpoint_name}`, whole or not at all."""
+        save_trainer(trainer, Path(trainer.cfg.checkpoint_path) / checkpoint_name, wandb_aliases)
+
+    def _save_output(self, trainer: SAETrainer) -> None:
+        if self.cfg.output_path is None:
+            return
+        output = Path(self.cfg.output_path)
+        self.sae.save_inference_model(output, sparsity=trainer.log_feature_sparsity)
+        atomic_write_json(output / RUNNER_CFG_FILENAME, jsonable(self.cfg.to_dict()), indent=2)
+
+
+LanguageModelSAETrainingRunner = SAETrainingRunner
+
+
+@contextmanager
+def _stopping_on_signals(trainer: SAETrainer) -> Iterator[None]:
+    """Inside, SIGINT and SIGTERM stop `trainer` as soon as its current step is complete."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(sig_num: int, stack_frame: Any) -> None:
+        request = InterruptedException(f"interrupted by {signal.Signals(sig_num).name}")
+        if trainer.request_stop(request) is not True:
+            interrupt_callback(sig_num, stack_frame)
+
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        for number in previous:
+            signal.signal(number, stop)
+        yield
+    finally:
+        for number, handler in previous.items():
+            # None stands for a handler that was not installed from Python and cannot be put back.
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
+
+
+def _seed_everything(seed: int | None) -> None:
+    """Seed the generators of torch, numpy and Python: the SAE's first weights, noise, shuffling."""
+    if seed is None:
+        return
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _parse_cfg_args(args: Sequence[str]) -> LanguageModelSAERunnerConfig:
+    """The config that command-line arguments ask for; without any, the help text is printed."""
+    parser = argparse.ArgumentParser(
+        prog="python -m sae_lens.sae_training_runner",
+        description="Train an SAE on the activations of a language model.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file with fields")
+    add_config_arguments(parser, LanguageModelSAERunnerConfig)
+    parsed = parser.parse_args(list(args) or ["--help"])
+    values = read_config_file(parsed.config) if parsed.config else {}
+    values.update(config_values(LanguageModelSAERunnerConfig, parsed))
+    return config_from_values(LanguageModelSAERunnerConfig, values, parsed.config or "")
+
+
+def _run_cli(args: Sequence[str]) -> None:
+    SAETrainingRunner(_parse_cfg_args(args)).run()
+
+
+if __name__ == "__main__":
+    _run_cli(sys.argv[1:])

@@ -1,0 +1,312 @@
+"""Where the numbers of a run go: W&B, a file of JSON lines, several of them, or nowhere.
+
+The trainer knows the interface `MetricLogger` only. Histograms are logged as the `Histogram` value
+below, which every logger writes in its own way.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+logger = logging.getLogger(__name__)
+
+_HISTOGRAM_BINS = 64
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """The distribution of some values, as a metric."""
+
+    values: Any
+
+    def counts_and_edges(self, n_bins: int = _HISTOGRAM_BINS) -> tuple[list[int], list[float]]:
+        """Counts of `n_bins` equal bins over the finite values, and the bins' edges."""
+        values = torch.as_tensor(self.values).detach().to("cpu", torch.float32).numpy().ravel()
+        counts, edges = np.histogram(values[np.isfinite(values)], bins=n_bins)
+        return counts.tolist(), edges.tolist()
+
+
+@dataclass(frozen=True)
+class LoggedArtifact:
+    """Files that belong to a moment of the run, such as a checkpoint's weights."""
+
+    name: str
+    type: str
+    files: Sequence[Path]
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    aliases: Sequence[str] | None = None
+
+
+class MetricLogger(Protocol):
+    """What the trainer asks of a logger."""
+
+    @property
+    def is_active(self) -> bool:
+        """False when nothing comes of logging, so that the trainer need not compute anything."""
+        ...
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Open the run. `config` is kept with it."""
+        ...
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Record numbers, nested groups of numbers and `Histogram`s of one training step."""
+        ...
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Keep a copy of files beside the metrics."""
+        ...
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Close the run, as failed when `error` is given. Harmless when it was never opened."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a later process needs to go on with the same run."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the run of `state` at the next `start`."""
+        ...
+
+
+class NullLogger:
+    """Logs nothing."""
+
+    is_active = False
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Do nothing."""
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Do nothing."""
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Do nothing."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Do nothing."""
+
+
+class WandbLogger:
+    """Logs to a Weights & Biases run; the package is imported when something is first logged."""
+
+    is_active = True
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None = None,
+        run_name: str | None = None,
+        run_id: str | None = None,
+    ) -> None:
+        self.project = project
+        self.entity = entity
+        self.run_name = run_name
+        self.run_id = run_id
+        self._resumes = False
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Open the run with `wandb.init`."""
+        import wandb
+
+        resume = {"resume": "allow"} if self._resumes else {}
+        wandb.init(
+            project=self.project,
+            entity=self.entity,
+            config=dict(config),
+            name=self.run_name,
+            id=self.run_id,
+            **resume,
+        )
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log to the open run at `step`."""
+        import wandb
+
+        wandb.log(_with_wandb_histograms(metrics), step=step)
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Log the files as an artifact of the open run."""
+        import wandb
+
+        made = wandb.Artifact(artifact.name, type=artifact.type, metadata=dict(artifact.metadata))
+        for file in artifact.files:
+            made.add_file(str(file))
+        aliases = None if artifact.aliases is None else list(artifact.aliases)
+        wandb.log_artifact(made, aliases=aliases)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Close the run; W&B marks it as failed when there was an error."""
+        import wandb
+
+        if error is None:
+            wandb.finish()
+        else:
+            wandb.finish(exit_code=1)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The id of the run."""
+        import wandb
+
+        run = getattr(wandb, "run", None)
+        return {"run_id": run.id if run is not None else self.run_id}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next `start` go on with the run of `state`."""
+        self.run_id = state["run_id"]
+        self._resumes = self.run_id is not None
+
+
+class JsonLinesLogger:
+    """Appends one JSON object per logged step to a file.
+
+    A line holds `step` and the metrics under their names; a histogram is
+    `{"counts": [...], "edges": [...]}`, a number that is not finite is null.
+    """
+
+    is_active = True
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Make the folder, and write the config as the first line: `{"config": {...}}`."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._write({"config": json_ready(config)})
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Append a line. It is on disk when this returns."""
+        self._write({"step": step, **json_ready(metrics)})
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Note where the files are."""
+        self._write(
+            {
+                "artifact": artifact.name,
+                "type": artifact.type,
+                "files": [str(file) for file in artifact.files],
+                "aliases": list(artifact.aliases or ()),
+            }
+        )
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Note an error, if there was one. The file is closed after every line anyway."""
+        if error is not None:
+            self._write({"error": f"{type(error).__name__}: {error}"})
+
+    def state_dict(self) -> dict[str, Any]:
+        """The path: the file is only ever appended to."""
+        return {"path": str(self.path)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the file of `state`."""
+        self.path = Path(state["path"])
+
+    def _write(self, line: Mapping[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+
+class SeveralLoggers:
+    """Hands everything on to several loggers."""
+
+    def __init__(self, loggers: Sequence[MetricLogger]) -> None:
+        self.loggers = list(loggers)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any of them is."""
+        return any(one.is_active for one in self.loggers)
+
+    def start(self, config: Mapping[str, Any]) -> None:
+        """Start all of them."""
+        for one in self.loggers:
+            one.start(config)
+
+    def log(self, metrics: Mapping[str, Any], step: int) -> None:
+        """Log to all of them."""
+        for one in self.loggers:
+            one.log(metrics, step)
+
+    def log_artifact(self, artifact: LoggedArtifact) -> None:
+        """Log the artifact to all of them."""
+        for one in self.loggers:
+            one.log_artifact(artifact)
+
+    def finish(self, error: BaseException | None = None) -> None:
+        """Finish all of them."""
+        for one in self.loggers:
+            one.finish(error)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Their states, by position."""
+        return {str(index): one.state_dict() for index, one in enumerate(self.loggers)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load their states, by position."""
+        for index, one in enumerate(self.loggers):
+            one.load_state_dict(state[str(index)])
+
+
+def make_logger(cfg: Any) -> MetricLogger:
+    """The logger that a config with `log_to_wandb`, `wandb_*` and `log_to_jsonl` asks for."""
+    loggers: list[MetricLogger] = []
+    if cfg.log_to_wandb:
+        loggers.append(WandbLogger(cfg.wandb_project, cfg.wandb_entity, cfg.run_name, cfg.wandb_id))
+    jsonl_path = getattr(cfg, "log_to_jsonl", None)
+    if jsonl_path is not None:
+        loggers.append(JsonLinesLogger(jsonl_path))
+    if not loggers:
+        return NullLogger()
+    return loggers[0] if len(loggers) == 1 else SeveralLoggers(loggers)
+
+
+def json_ready(value: Any) -> Any:
+    """`value` with tensors, paths, histograms and non-finite numbers in a form JSON can hold."""
+    if isinstance(value, Mapping):
+        return {str(key): json_ready(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_ready(item) for item in value]
+    if isinstance(value, Histogram):
+        counts, edges = value.counts_and_edges()
+        return {"counts": counts, "edges": edges}
+    if isinstance(value, (Tensor, np.ndarray, np.generic)):
+        return json_ready(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    return str(value)
+
+
+def _with_wandb_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    import wandb
+
+    converted: dict[str, Any] = {}
+    for key, value in metrics.items():
+        if isinstance(value, Mapping):
+            converted[key] = _with_wandb_histograms(value)
+        elif isinstance(value, Histogram):
+            counts, edges = value.counts_and_edges()
+            converted[key] = wandb.Histogram(np_histogram=(counts, edges))
+        else:
+            converted[key] = value
+    return converted

@@ -1,0 +1,90 @@
+"""Writing and logging the checkpoints of a trainer."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sae_lens.training.checkpoints import write_checkpoint
+from sae_lens.training.loggers import LoggedArtifact
+
+logger = logging.getLogger(__name__)
+
+
+def logging_config(cfg: Any) -> Any:
+    """The part of a run's config about logging: the flat config itself, or its `logger`."""
+    return cfg if hasattr(cfg, "wandb_project") else cfg.logger
+
+
+def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | None = None) -> None:
+    """Write a checkpoint of `trainer` to `folder`, and log its files as the config asks for.
+
+    The trainer is not changed: where the config asks for unit decoder rows, the written ones are
+    normalised, except once a norm factor has been folded into them.
+    """
+    log_cfg = logging_config(trainer.cfg)
+    store = trainer.activations_store
+    files = write_checkpoint(
+        folder,
+        trainer.sae,
+        trainer.log_feature_sparsity,
+        trainer.cfg.to_dict(),
+        store=store if hasattr(store, "save") else None,
+        optimizer=trainer.optimizer if log_cfg.log_optimizer_state_to_wandb else None,
+        normalize_decoder=trainer.normalizes_decoder and not trainer.norm_factor_is_folded,
+    )
+    logger.info("Saved a checkpoint to %s.", folder)
+    if trainer.logger.is_active:
+        for artifact in _artifacts(trainer, files, log_cfg, wandb_aliases):
+            trainer.logger.log_artifact(artifact)
+
+
+def save_without_runner(
+    trainer: Any, checkpoint_name: str, wandb_aliases: list[str] | None = None
+) -> None:
+    """A checkpoint of a trainer that has no runner: to the config's folder, if it names one.
+
+    A `save_checkpoint_fn` is then called with the folder (or None) if it takes `checkpoint_path`,
+    else like that of a runner.
+    """
+    cfg = trainer.cfg
+    folder = None
+    is_wanted = cfg.save_final_checkpoint or not checkpoint_name.startswith("final_")
+    if cfg.checkpoint_path is not None and is_wanted:
+        folder = Path(cfg.checkpoint_path) / checkpoint_name
+        save_trainer(trainer, folder, wandb_aliases)
+    also = trainer.save_checkpoint_fn
+    if also is None:
+        return
+    if "checkpoint_path" in inspect.signature(also).parameters:
+        also(checkpoint_path=folder)
+    else:
+        also(trainer=trainer, checkpoint_name=checkpoint_name, wandb_aliases=wandb_aliases)
+
+
+def _artifacts(
+    trainer: Any, files: Mapping[str, Path], log_cfg: Any, aliases: list[str] | None
+) -> list[LoggedArtifact]:
+    name = trainer.sae.get_name().replace("/", "__")
+    wanted: list[tuple[str, str, list[str]]] = []
+    if log_cfg.log_weights_to_wandb:
+        wanted.append(("model", name, ["weights", "config"]))
+        wanted.append(("log_feature_sparsity", f"{name}_log_feature_sparsity", ["sparsity"]))
+    if log_cfg.log_activations_store_to_wandb:
+        wanted.append(("activations_store", f"{name}_activations_store", ["store"]))
+    if log_cfg.log_optimizer_state_to_wandb:
+        wanted.append(("optimizer_state", f"{name}_optimizer_state", ["optimizer"]))
+    return [
+        LoggedArtifact(
+            name=artifact_name,
+            type=kind,
+            files=[files[part] for part in parts],
+            metadata=trainer.cfg.to_dict() if kind == "model" else {},
+            aliases=aliases,
+        )
+        for kind, artifact_name, parts in wanted
+        if all(part in files and files[part].exists() for part in parts)
+    ]

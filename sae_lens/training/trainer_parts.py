@@ -1,0 +1,98 @@
+"""The two ways to make a trainer, brought to one set of parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.training.evaluation import Evaluator, InModelEvaluator
+from sae_lens.training.loggers import MetricLogger
+from sae_lens.training.optim import L1Scheduler
+from sae_lens.training.sources import (
+    SCALED_BY_THE_SOURCE,
+    ActivationSource,
+    IteratorSource,
+    StoreSource,
+)
+
+
+class TrainerParts(NamedTuple):
+    """What a trainer is made of, whichever way its arguments were given."""
+
+    model: Any
+    sae: TrainingSAE
+    data: Any
+    source: ActivationSource
+    save_checkpoint_fn: Callable[..., None] | None
+    cfg: Any
+    evaluator: Evaluator | None
+    logger: MetricLogger | None
+    has_runner: bool
+    """whether checkpoints are entirely up to `save_checkpoint_fn`"""
+
+
+def trainer_parts(*args: Any, **kwargs: Any) -> TrainerParts:
+    """Parts from the arguments of either form, told apart by the kind of config or by keyword."""
+    cfg = args[0] if args else kwargs.get("cfg")
+    is_second_form = hasattr(cfg, "total_training_samples") or "data_provider" in kwargs
+    return (_parts_on_iterator if is_second_form else _parts_on_model)(*args, **kwargs)
+
+
+def _parts_on_model(
+    model: Any,
+    sae: TrainingSAE,
+    activation_store: Any,
+    save_checkpoint_fn: Callable[..., None],
+    cfg: Any,
+    *,
+    evaluator: Evaluator | None = None,
+    logger: MetricLogger | None = None,
+) -> TrainerParts:
+    if evaluator is None:
+        evaluator = InModelEvaluator(model, cfg)
+    return TrainerParts(
+        model, sae, activation_store, StoreSource(activation_store), save_checkpoint_fn, cfg,
+        evaluator, logger, has_runner=True,
+    )  # fmt: skip
+
+
+def _parts_on_iterator(
+    cfg: Any,
+    sae: TrainingSAE,
+    data_provider: Any,
+    evaluator: Evaluator | None = None,
+    save_checkpoint_fn: Callable[..., None] | None = None,
+    *,
+    logger: MetricLogger | None = None,
+) -> TrainerParts:
+    if hasattr(cfg, "to_sae_trainer_config"):
+        cfg = cfg.to_sae_trainer_config()
+    source: ActivationSource
+    if hasattr(data_provider, "next_batch"):
+        source = StoreSource(data_provider)
+    else:
+        source = IteratorSource(
+            data_provider,
+            scales=sae.cfg.normalize_activations == SCALED_BY_THE_SOURCE,
+            n_batches_for_norm_estimate=cfg.n_batches_for_norm_estimate,
+        )
+    return TrainerParts(
+        None, sae, data_provider, source, save_checkpoint_fn, cfg, evaluator, logger,
+        has_runner=False,
+    )  # fmt: skip
+
+
+def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
+    """A schedule for every sparsity coefficient of the SAE's loss, by name.
+
+    The flat form has exactly one, of the run's config where that has it. In the 6.x form they come
+    from the SAE's config; the topk family has none.
+    """
+    steps = cfg.total_training_steps
+    if sae.form == "v5" and hasattr(cfg, "l1_coefficient"):
+        return {"l1": L1Scheduler(cfg.l1_warm_up_steps, steps, cfg.l1_coefficient)}
+    return {
+        name: L1Scheduler(coefficient.warm_up_steps, steps, coefficient.value)
+        for name, coefficient in sae.get_coefficients().items()
+    }
