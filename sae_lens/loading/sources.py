@@ -174,16 +174,21 @@ class _SafetensorsFile(Mapping[str, Tensor]):
 class _NumpyFile(Mapping[str, Tensor]):
     def __init__(self, path: Path) -> None:
         self.path = path
-        try:
-            # Arrays of Python objects would be pickles; they are refused.
-            self.archive = np.load(path, allow_pickle=False)
-            self.names = list(self.archive.files)
-        except (ValueError, OSError, EOFError, AttributeError, zipfile.BadZipFile) as error:
-            raise SAELoadError(f"{path} cannot be read as an npz archive ({error}).") from error
+        if not zipfile.is_zipfile(path):
+            raise SAELoadError(f"{path} is not an npz archive; it may be truncated.")
+        with self._open() as archive:
+            self.names = list(archive.files)
+
+    def _open(self) -> Any:
+        # Arrays of Python objects would be pickles; they are refused.
+        return np.load(self.path, allow_pickle=False)
 
     def __getitem__(self, name: str) -> Tensor:
+        if name not in self.names:
+            raise KeyError(name)
         try:
-            return torch.from_numpy(self.archive[name])
+            with self._open() as archive:
+                return torch.from_numpy(archive[name])
         except (ValueError, TypeError, zipfile.BadZipFile) as error:
             raise SAELoadError(f"{self.path} cannot be read at {name!r} ({error}).") from error
 

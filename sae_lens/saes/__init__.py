@@ -6,6 +6,7 @@ from sae_lens.registry import (
     register_sae_class,
     register_sae_training_class,
 )
+from sae_lens.saes.abs_topk import AbsTopKSAE, AbsTopKSAEConfig
 from sae_lens.saes.base import SAE
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.config import SAEConfig, SAEMetadata, TrainingSAEConfig
@@ -21,12 +22,20 @@ from sae_lens.saes.jumprelu import (
     JumpReLUTrainingSAE,
     JumpReLUTrainingSAEConfig,
 )
+from sae_lens.saes.jumprelu_transcoder import (
+    JumpReLUSkipTranscoder,
+    JumpReLUSkipTranscoderConfig,
+    JumpReLUTranscoder,
+    JumpReLUTranscoderConfig,
+)
+from sae_lens.saes.matching_pursuit import MatchingPursuitSAE, MatchingPursuitSAEConfig
 from sae_lens.saes.standard import (
     StandardSAE,
     StandardSAEConfig,
     StandardTrainingSAE,
     StandardTrainingSAEConfig,
 )
+from sae_lens.saes.temporal import TemporalSAE, TemporalSAEConfig
 from sae_lens.saes.topk import (
     TopKSAE,
     TopKSAEConfig,
@@ -34,9 +43,17 @@ from sae_lens.saes.topk import (
     TopKTrainingSAEConfig,
 )
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.transcoder import (
+    SkipTranscoder,
+    SkipTranscoderConfig,
+    Transcoder,
+    TranscoderConfig,
+)
 
 __all__ = [
     "SAE",
+    "AbsTopKSAE",
+    "AbsTopKSAEConfig",
     "BatchTopKTrainingSAE",
     "BatchTopKTrainingSAEConfig",
     "GatedSAE",
@@ -45,14 +62,24 @@ __all__ = [
     "GatedTrainingSAEConfig",
     "JumpReLUSAE",
     "JumpReLUSAEConfig",
+    "JumpReLUSkipTranscoder",
+    "JumpReLUSkipTranscoderConfig",
     "JumpReLUTrainingSAE",
     "JumpReLUTrainingSAEConfig",
+    "JumpReLUTranscoder",
+    "JumpReLUTranscoderConfig",
+    "MatchingPursuitSAE",
+    "MatchingPursuitSAEConfig",
     "SAEConfig",
     "SAEMetadata",
+    "SkipTranscoder",
+    "SkipTranscoderConfig",
     "StandardSAE",
     "StandardSAEConfig",
     "StandardTrainingSAE",
     "StandardTrainingSAEConfig",
+    "TemporalSAE",
+    "TemporalSAEConfig",
     "TopKSAE",
     "TopKSAEConfig",
     "TopKTrainingSAE",
@@ -61,6 +88,8 @@ __all__ = [
     "TrainStepOutput",
     "TrainingSAE",
     "TrainingSAEConfig",
+    "Transcoder",
+    "TranscoderConfig",
     "get_sae_class",
     "get_sae_training_class",
     "register_sae_class",

@@ -1,0 +1,117 @@
+"""Matching pursuit SAE: features are found one after the other, each on what is left to explain.
+
+    r = x - b_dec; repeat: i = argmax_i (W_dec r)_i, a = relu((W_dec r)_i), f_i += a, r -= a w_i
+
+Costa et al. 2025, "From Flat to Hierarchical: Extracting Sparse Representations with Matching
+Pursuit" (arXiv:2506.03093). The encoder is the decoder's transpose. A token is done when the norm
+of its residual is below `residual_threshold`, when nothing more correlates with it, after
+`max_iterations` (d_in by default), or after a feature was chosen for the second time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens.registry import register_sae_class
+from sae_lens.saes.base import SAE
+from sae_lens.saes.config import ArchitectureSAEConfig
+
+
+@dataclass(kw_only=True)
+class MatchingPursuitSAEConfig(ArchitectureSAEConfig):
+    """Config of a `MatchingPursuitSAE`.
+
+    Attributes:
+        residual_threshold: a token is explained when the norm of its residual is below this.
+        max_iterations: most features of a token; None for d_in.
+        stop_on_duplicate_support: a token is done after a feature was chosen a second time.
+    """
+
+    architecture: str = "matching_pursuit"
+    residual_threshold: float = 0.01
+    max_iterations: int | None = None
+    stop_on_duplicate_support: bool = True
+
+    nested_keys: ClassVar[tuple[str, ...]] = (
+        "residual_threshold",
+        "max_iterations",
+        "stop_on_duplicate_support",
+    )
+
+
+def matching_pursuit(
+    x: Float[Tensor, "tokens d_in"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    residual_threshold: float,
+    max_iterations: int,
+    stop_on_duplicate_support: bool,
+) -> Float[Tensor, "tokens d_sae"]:
+    """Features of each row of `x`, which is centred already."""
+    features = x.new_zeros(x.shape[0], W_dec.shape[0])
+    residual = x.clone()
+    running = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    for _ in range(max_iterations):
+        running = running & (residual.norm(dim=-1) >= residual_threshold)
+        if not bool(running.any()):
+            break
+        value, chosen = (residual @ W_dec.T).max(dim=-1)
+        value = torch.relu(value)
+        running = running & (value > 0)
+        taken = features.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) != 0
+        value = torch.where(running, value, torch.zeros_like(value)).unsqueeze(-1)
+        features = features.scatter_add(-1, chosen.unsqueeze(-1), value)
+        residual = residual - value * W_dec[chosen]
+        if stop_on_duplicate_support:
+            running = running & ~taken
+    return features
+
+
+class MatchingPursuitSAE(SAE):
+    """See the module's text."""
+
+    architecture = "matching_pursuit"
+
+    def initialize_weights(self) -> None:
+        """`W_dec` and `b_dec`; there is no encoder of its own."""
+        self.W_dec = self._matrix(self.cfg.d_sae, self.cfg.d_in)
+        self.b_dec = self._vector(self.cfg.d_in)
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, [..., d_in] to [..., d_sae]. They have no pre-activations to hook."""
+        sae_in = self.process_sae_in(x)
+        features = matching_pursuit(
+            sae_in.reshape(-1, sae_in.shape[-1]),
+            self.W_dec,
+            self.cfg.residual_threshold,
+            self.cfg.max_iterations or self.cfg.d_in,
+            self.cfg.stop_on_duplicate_support,
+        )
+        return self.hook_sae_acts_post(features.reshape(*sae_in.shape[:-1], -1))
+
+    def fold_W_dec_norm(self) -> None:
+        """Not possible: the norms decide which feature is chosen next.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError(
+            "The decoder norms of a matching pursuit SAE decide which features are chosen; they "
+            "cannot be folded away."
+        )
+
+    def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> Any:
+        """Make an SAE trained on scaled activations work on raw ones, in place."""
+        factor = float(activation_norm_scaling_factor)
+        with torch.no_grad():
+            self.W_dec.data /= factor
+            self.b_dec.data /= factor
+        self.cfg.residual_threshold /= factor
+        self.cfg.normalize_activations = "none"
+
+
+register_sae_class("matching_pursuit", MatchingPursuitSAE, MatchingPursuitSAEConfig)
