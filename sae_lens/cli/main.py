@@ -11,7 +11,9 @@ import difflib
 import importlib
 import logging
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -35,7 +37,7 @@ class Parser(argparse.ArgumentParser):
         known, unknown = super().parse_known_args(args, namespace)
         if unknown:
             flag = unknown[0].split("=")[0]
-            near = difflib.get_close_matches(flag, self._option_string_actions, n=1)
+            near = difflib.get_close_matches(flag, self._option_string_actions, n=1, cutoff=0.7)
             self.error(f"unknown argument {flag}" + (f": did you mean {near[0]}?" if near else ""))
         return known, unknown
 
@@ -100,7 +102,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = getattr(args, "debug", False)
     logging.basicConfig(level=logging.DEBUG if debug else logging.WARNING, format="%(message)s")
     try:
-        return load_command(args.command).run(args) or 0
+        with _warnings_in_one_line():
+            return load_command(args.command).run(args) or 0
     except KeyboardInterrupt:
         print(f"sae-lens {args.command}: interrupted", file=sys.stderr)
         return 130
@@ -113,6 +116,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"sae-lens {args.command}: error: {in_one_line(error)}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
+
+
+@contextmanager
+def _warnings_in_one_line() -> Iterator[None]:
+    """Warnings as `warning: …` instead of with the line of code that they come from."""
+
+    def show(message: Warning | str, *_: Any, **__: Any) -> None:
+        print(f"warning: {' '.join(str(message).split())}", file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.showwarning = show
+        yield
 
 
 if __name__ == "__main__":

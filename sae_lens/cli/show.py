@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -28,6 +29,7 @@ _FACTS = (
     ("activations normalised by", "normalize_activations"),
     ("b_dec taken off the input", "apply_b_dec_to_input"),
     ("prepends BOS", "prepend_bos"),
+    ("model loaded with", "model_from_pretrained_kwargs"),
     ("trained with version", "sae_lens_training_version"),
     ("Neuronpedia", "neuronpedia_id"),
 )
@@ -67,7 +69,9 @@ def run_checks(description: FolderDescription) -> list[Check]:
     from sae_lens.saes import SAE
 
     try:
-        sae = SAE.load_from_disk(description.path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what it says about the model is among the facts
+            sae = SAE.load_from_disk(description.path)
     except (ValueError, KeyError, TypeError, RuntimeError) as error:
         return [Check("loads", False, " ".join(str(error).split()))]
     checks = [Check("loads", True, type(sae).__name__)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sae_lens.cli.errors import UsageError
@@ -26,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from sae_lens.config import LanguageModelSAERunnerConfig
     from sae_lens.config.arguments import add_config_arguments
 
+    parser.usage = "sae-lens train [--config FILE] [--FIELD VALUE ...] [--dry-run] [--debug]"
     parser.epilog = _EPILOG
     parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file with fields")
     parser.add_argument(
@@ -49,9 +51,10 @@ def run(args: argparse.Namespace) -> int:
     except InterruptedException as interruption:
         # the runner has saved a checkpoint by now
         raise KeyboardInterrupt from interruption
-    print(f"saved under {cfg.checkpoint_path}")
-    if cfg.output_path:
-        print(f"inference SAE in {cfg.output_path}")
+    saved = sorted(Path(cfg.checkpoint_path).glob("final_*"))
+    saved += [Path(cfg.output_path)] if cfg.output_path else []
+    for folder in saved:
+        print(f"saved in {folder} (`sae-lens show {folder}` says what it holds)")
     return 0
 
 
