@@ -166,7 +166,7 @@ class ActivationSource(TokenSource):
         """
         dataset = self._require_cache_holds(total_size)
         start, stop = self.current_row_idx, self.current_row_idx + total_size
-        rows = cache.read_cached_rows(dataset, self.hook_name, start, min(stop, len(dataset)))
+        rows = self._cached_rows(dataset, start, min(stop, len(dataset)))
         self.current_row_idx = stop
         if stop > len(dataset):
             self.current_row_idx = 0
@@ -174,7 +174,7 @@ class ActivationSource(TokenSource):
                 partial = rows.reshape(-1, num_layers, d_in) if len(rows) else None
                 raise EpochEnd(partial)
             self.current_row_idx = stop - len(dataset)
-            more = cache.read_cached_rows(dataset, self.hook_name, 0, self.current_row_idx)
+            more = self._cached_rows(dataset, 0, self.current_row_idx)
             rows = torch.cat([rows, more])
         return rows.reshape(total_size * context_size, num_layers, d_in)
 
@@ -265,6 +265,10 @@ class ActivationSource(TokenSource):
             return
         for prompt, ids in zip(activations, token_ids, strict=True):
             buffer.add(filter_excluded((prompt, ids), self.exclude_special_tokens), self._scale)
+
+    def _cached_rows(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
+        rows = cache.read_cached_rows(dataset, self.hook_name, start, stop)
+        return rows.to(device=self.device, dtype=self.dtype)
 
     def _require_cache_holds(self, n_prompts: int) -> Dataset:
         dataset = self.cached_activation_dataset

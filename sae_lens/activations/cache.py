@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 if TYPE_CHECKING:
     from datasets import Dataset
 
 TOKEN_IDS_COLUMN = "token_ids"
+# Arrow has no bfloat16: a column of this type holds its bits.
+BFLOAT16_BITS = "uint16"
 
 
 def open_cached_activations(
@@ -52,16 +56,24 @@ def open_cached_activations(
     columns = [hook_name]
     if TOKEN_IDS_COLUMN in dataset.column_names:
         columns.append(TOKEN_IDS_COLUMN)
+    if dataset.features[hook_name].dtype == BFLOAT16_BITS:
+        return dataset.with_transform(_BitsAsTensors(hook_name, dtype, device), columns=columns)
     return dataset.with_format("torch", columns=columns, device=str(device), dtype=dtype)
 
 
 def read_cached_rows(
     dataset: Dataset, hook_name: str, start: int, stop: int
 ) -> Float[Tensor, "row pos d_in"]:
-    """Rows `start` to `stop` of the cache, in the dataset's torch format."""
-    shape = dataset.features[hook_name].shape
-    rows = dataset.select_columns([hook_name])[start:stop][hook_name]
-    return rows.reshape(stop - start, *shape)
+    """Rows `start` to `stop` of the cache, on the CPU, in the dtype that was cached."""
+    feature = dataset.features[hook_name]
+    rows = np.empty((stop - start, *feature.shape), dtype=feature.dtype)
+    filled = 0
+    # The lists of arrow hold the numbers end to end; decoding them row by row is far slower.
+    for chunk in dataset.with_format("arrow", columns=[hook_name])[start:stop].column(0).chunks:
+        numbers = chunk.storage.flatten().flatten().to_numpy(zero_copy_only=False)
+        rows[filled : filled + len(chunk)] = numbers.reshape(len(chunk), *feature.shape)
+        filled += len(chunk)
+    return _from_bits(rows) if feature.dtype == BFLOAT16_BITS else torch.from_numpy(rows)
 
 
 def read_cached_token_ids(dataset: Dataset, start: int, stop: int) -> Int[Tensor, "row pos"]:
@@ -78,3 +90,22 @@ def read_cached_token_ids(dataset: Dataset, start: int, stop: int) -> Int[Tensor
         )
     ids = dataset.with_format(None).select_columns([TOKEN_IDS_COLUMN])[start:stop]
     return torch.tensor(ids[TOKEN_IDS_COLUMN], dtype=torch.long)
+
+
+class _BitsAsTensors:
+    """A dataset transform: the stored bits of bfloat16 as tensors."""
+
+    def __init__(self, hook_name: str, dtype: torch.dtype, device: torch.device):
+        self.hook_name = hook_name
+        self.dtype = dtype
+        self.device = device
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        bits = np.asarray(batch[self.hook_name], dtype=BFLOAT16_BITS)
+        rows = _from_bits(bits).to(self.device, self.dtype)
+        others = {name: torch.tensor(value) for name, value in batch.items()}
+        return {**others, self.hook_name: rows}
+
+
+def _from_bits(bits: NDArray[np.uint16]) -> Tensor:
+    return torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16)
