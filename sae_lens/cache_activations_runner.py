@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,7 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.hook_names import layer_of
 
 if TYPE_CHECKING:
+    import pyarrow as pa
     from datasets import Dataset
 
 __all__ = ["DTYPE_MAP", "CacheActivationsRunner", "_mk_activations_store"]
@@ -210,7 +211,7 @@ class CacheActivationsRunner:
                     continue
                 with new_shard(folder.shard(index), self.features) as shard:
                     for rows in self._batches(start, stop, len(tokens)):
-                        shard.write(self._rows_of(tokens[rows]).data.table)
+                        shard.write(self._rows_of(tokens[rows]))
                         progress.update(len(rows))
 
     def _check_model(self) -> None:
@@ -261,16 +262,19 @@ class CacheActivationsRunner:
             else:
                 yield np.arange(first, last)
 
-    def _rows_of(self, tokens: NDArray[np.int32]) -> Dataset:
+    def _rows_of(self, tokens: NDArray[np.int32]) -> pa.Table:
         """Token rows [batch, context] through the model, as rows of the cache."""
         batch = torch.from_numpy(tokens.astype(np.int64)).to(model_device(self.model))
-        activations = self._activations(batch)
-        further: dict[str, Tensor] = {hook: activations[hook] for hook in activations}
+        columns = self._activations(batch)
         if self.cfg.cache_token_ids:
-            positions = slice(*(self.cfg.seqpos_slice or (None,)))
-            further[TOKEN_IDS_COLUMN] = batch[:, positions].cpu()
-        first = further.pop(self.cfg.hook_name)
-        return self._create_shard(first.flatten(0, 1).unsqueeze(1), further)
+            columns[TOKEN_IDS_COLUMN] = batch[:, slice(*(self.cfg.seqpos_slice or (None,)))]
+        return self._as_table(columns)
+
+    def _as_table(self, columns: dict[str, Tensor]) -> pa.Table:
+        dtype = DTYPE_MAP[self.cfg.dtype]
+        kinds = dict.fromkeys(self.cfg.widths, dtype)
+        on_cpu = {name: rows.to("cpu", kinds.get(name)) for name, rows in columns.items()}
+        return rows_as_table(on_cpu, self.features)
 
     def _activations(
         self, tokens: Int[Tensor, "batch context"]
@@ -296,26 +300,21 @@ class CacheActivationsRunner:
             for hook, width in cfg.widths.items()
         }
 
-    def _create_shard(
-        self,
-        buffer: Float[Tensor, "(bs context_size) num_layers d_in"],
-        further: Mapping[str, Tensor] | None = None,
-    ) -> Dataset:
-        """Activations as rows of the cache.
+    def _create_shard(self, buffer: Float[Tensor, "(bs context_size) num_layers d_in"]) -> Dataset:
+        """A buffer of `cfg.hook_name`, [(rows * context_size), 1, d_in], as rows of the cache.
 
-        Args:
-            buffer: [(rows * context_size), 1, d_in] of `cfg.hook_name`.
-            further: where the cache has more columns: [rows, context_size, width] of further
-                hooks, and token ids [rows, context_size].
+        Raises:
+            ValueError: when the cache has more columns than the hook's.
         """
         from datasets import Dataset
 
-        dtype = DTYPE_MAP[self.cfg.dtype]
-        own = buffer.reshape(-1, self.context_size, self.cfg.d_in)
-        columns = {self.cfg.hook_name: own, **(further or {})}
-        for hook in self.cfg.widths:
-            columns[hook] = columns[hook].to("cpu", dtype)
-        return Dataset(rows_as_table(columns, self.features))
+        if len(self.features) > 1:
+            raise ValueError(
+                f"One buffer cannot fill the columns {list(self.features)}; leave out hook_names "
+                "and cache_token_ids."
+            )
+        rows = buffer.reshape(-1, self.context_size, self.cfg.d_in)
+        return Dataset(self._as_table({self.cfg.hook_name: rows}))
 
     @staticmethod
     def _consolidate_shards(source_dir: Path, output_dir: Path, copy_files: bool = True) -> Dataset:
