@@ -134,7 +134,7 @@ class SAETrainingRunner:
                 activation_store=self.activations_store,
                 save_checkpoint_fn=self.save_checkpoint,
                 cfg=self.cfg,
-                evaluator=self._make_evaluator(),
+                evaluator=self._make_evaluator() if run_logger.is_active else None,
                 logger=run_logger,
             )
             sae = self.run_trainer_with_interruption_handling(trainer)

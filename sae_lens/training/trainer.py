@@ -122,7 +122,7 @@ class SAETrainer(FiringStatisticsNames):
         self.n_training_tokens = 0
         self.started_fine_tuning = False
         self.finetuning = False
-        self.norm_factor_is_folded = False
+        self.weights_are_final = False
         self.checkpoint_thresholds = checkpoint_thresholds(
             self.cfg.total_training_tokens, self.cfg.n_checkpoints
         )
@@ -182,7 +182,7 @@ class SAETrainer(FiringStatisticsNames):
                     self._update_pbar(step_output, pbar)
                     self._begin_finetuning_if_needed()
             self._nonfinite.check()
-        self._fold_norm_factor()
+        self._finish_weights()
         self.save_checkpoint(
             trainer=self,
             checkpoint_name=f"final_{self.n_training_tokens}",
@@ -263,19 +263,20 @@ class SAETrainer(FiringStatisticsNames):
         of_sae = getattr(self.sae.cfg, "normalize_sae_decoder", False)
         return bool(getattr(self.cfg, "normalize_sae_decoder", of_sae))
 
-    def _fold_norm_factor(self) -> None:
-        """Make the SAE work on raw activations, if it was trained on scaled ones.
+    def _finish_weights(self) -> None:
+        """Bring the weights to the form in which they are saved and returned.
 
-        The decoder rows are normalised before the factor is folded into them, and never after.
+        The decoder rows are normalised once more, since the last update moved them. Then, if the
+        SAE was trained on scaled activations, the factor is folded in, so that it works on raw
+        ones; the rows are not normalised after that, which would take the factor out again.
         """
-        factor = self.source.norm_scaling_factor
-        if factor is None:
-            return
         if self.normalizes_decoder:
             self.sae.set_decoder_norm_to_unit_norm()
-        self.sae.fold_activation_norm_scaling_factor(factor)
-        self.source.norm_scaling_factor = None
-        self.norm_factor_is_folded = True
+        factor = self.source.norm_scaling_factor
+        if factor is not None:
+            self.sae.fold_activation_norm_scaling_factor(factor)
+            self.source.norm_scaling_factor = None
+        self.weights_are_final = True
 
     def _begin_finetuning_if_needed(self) -> None:
         main_tokens = getattr(self.cfg, "training_tokens", self.cfg.total_training_tokens)
@@ -418,7 +419,7 @@ class SAETrainer(FiringStatisticsNames):
 
 _COUNTERS = (
     "n_training_steps", "n_training_tokens", "started_fine_tuning", "finetuning",
-    "norm_factor_is_folded",
+    "weights_are_final",
 )  # fmt: skip
 _STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger")
 

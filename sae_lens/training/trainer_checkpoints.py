@@ -23,7 +23,7 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
     """Write a checkpoint of `trainer` to `folder`, and log its files as the config asks for.
 
     The trainer is not changed: where the config asks for unit decoder rows, the written ones are
-    normalised, except once a norm factor has been folded into them.
+    normalised in passing, unless training is over and the weights are in their final form.
     """
     log_cfg = logging_config(trainer.cfg)
     store = trainer.activations_store
@@ -34,7 +34,7 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
         trainer.cfg.to_dict(),
         store=store if hasattr(store, "save") else None,
         optimizer=trainer.optimizer if log_cfg.log_optimizer_state_to_wandb else None,
-        normalize_decoder=trainer.normalizes_decoder and not trainer.norm_factor_is_folded,
+        normalize_decoder=trainer.normalizes_decoder and not trainer.weights_are_final,
     )
     logger.info("Saved a checkpoint to %s.", folder)
     if trainer.logger.is_active:
