@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format types docs bench build lock clean
+.PHONY: help setup demo test test-slow shapes lint format types docs bench build lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -33,6 +33,10 @@ test: $(STAMP) ## Run the tests, without the slow ones
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not network" $(PYTEST_ARGS)
+
+shapes: $(STAMP) ## Run the tests with every tensor compared to the shape in the signature
+	SAE_LENS_CHECK_SHAPES=1 $(TEST_ENV) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
+		--dist loadfile $(addprefix tests/,kernels saes activations training analysis)
 
 lint: $(STAMP) ## Style, docstrings, stray prints, formatting
 	$(BIN)/ruff check .

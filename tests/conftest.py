@@ -25,11 +25,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402
+
+import tests.shape_checks  # noqa: E402, F401  (the import hook looks it up by its name)
 
 if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 torch.set_num_threads(1)
+
+# `make shapes`: compare every tensor with the shape in the signature. It costs half as much again.
+CHECKS_SHAPES = os.environ.get("SAE_LENS_CHECK_SHAPES") == "1"
+if CHECKS_SHAPES:
+    install_import_hook(
+        [f"sae_lens.{part}" for part in ("kernels", "saes", "activations", "training", "analysis")],
+        "tests.shape_checks.check_shapes",
+    )
 
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
@@ -39,6 +50,11 @@ def pytest_sessionfinish() -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if CHECKS_SHAPES:
+        skip = pytest.mark.skip(reason="compiles, or passes wrong shapes on purpose")
+        for item in items:
+            if item.get_closest_marker("no_shape_checks"):
+                item.add_marker(skip)
     if shutil.which("chromium") and shutil.which("chromedriver"):
         return
     skip = pytest.mark.skip(reason="needs chromium and chromedriver (Debian: chromium-driver)")

@@ -305,6 +305,7 @@ def test_model_kwargs_are_pointed_out():
         SAE(SAEConfig.from_dict(flat_config_dict(**fields)))
 
 
+@pytest.mark.no_shape_checks
 def test_compiles():
     sae = make_sae("jumprelu", normalize_activations="layer_norm")
     compiled = torch.compile(sae, backend="eager")

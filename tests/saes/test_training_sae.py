@@ -324,6 +324,7 @@ def test_noise_only_while_training_and_never_in_the_clean_pass(architecture: str
         assert_close(errors[0], x - quiet)
 
 
+@pytest.mark.no_shape_checks
 @every_architecture
 def test_training_saes_copy_compile_and_fire_hooks(architecture: str):
     sae = make_training_sae(architecture)
