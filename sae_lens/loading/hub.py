@@ -32,8 +32,10 @@ logger = logging.getLogger(__name__)
 
 Result = TypeVar("Result")
 
-# The hub answers 429 to fast callers and 5xx when it is overloaded; both pass.
-RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+# The hub answers 429 to fast callers, and 5xx when it is overloaded. Both pass. The client library
+# asks again by itself after 5xx, except where something is written.
+TOO_MANY_REQUESTS = 429
+SERVER_ERRORS = frozenset({500, 502, 503, 504})
 ATTEMPTS = 5
 LONGEST_WAIT_SECONDS = 60.0
 _HASHED_BLOCK = 1 << 20
@@ -139,16 +141,24 @@ def download(
     return path
 
 
-def with_retries(call: Callable[..., Result], *args: Any, **kwargs: Any) -> Result:
+def with_retries(
+    call: Callable[..., Result], /, *args: Any, server_errors: bool = False, **kwargs: Any
+) -> Result:
     """Call the hub, again when it is busy or breaks off, at most five times.
 
     Waits as long as the answer's `Retry-After` says (at most a minute), else 1, 2, 4, 8 seconds.
+
+    Args:
+        call: what to call.
+        args: its arguments.
+        server_errors: whether to call again after 5xx too.
+        kwargs: its keyword arguments.
     """
     for attempt in range(ATTEMPTS):
         try:
             return call(*args, **kwargs)
         except Exception as error:
-            wait = _seconds_to_wait(error, attempt)
+            wait = _seconds_to_wait(error, attempt, server_errors)
             if wait is None or attempt == ATTEMPTS - 1:
                 raise
             logger.warning("The hub said %s; asking again in %.0f s.", _in_short(error), wait)
@@ -157,7 +167,7 @@ def with_retries(call: Callable[..., Result], *args: Any, **kwargs: Any) -> Resu
 
 
 def _ask_hub(
-    repo_id: str, filename: str, call: Callable[..., Result], *args: Any, **kwargs: Any
+    repo_id: str, filename: str, call: Callable[..., Result], /, *args: Any, **kwargs: Any
 ) -> Result:
     """A call to the hub with retries, whose errors say what was wanted and what to do."""
     try:
@@ -229,12 +239,13 @@ def _status(error: BaseException) -> int | None:
     return None if response is None else int(response.status_code)
 
 
-def _seconds_to_wait(error: Exception, attempt: int) -> float | None:
+def _seconds_to_wait(error: Exception, attempt: int, server_errors: bool = False) -> float | None:
     """How long to wait before asking again; None when that would not help."""
     response = _response(error)
     if response is None:
         return 2.0**attempt if _broke_off(error) else None
-    if response.status_code not in RETRIED_STATUSES:
+    retried = SERVER_ERRORS | {TOO_MANY_REQUESTS} if server_errors else {TOO_MANY_REQUESTS}
+    if response.status_code not in retried:
         return None
     try:
         wait = float(response.headers.get("Retry-After", ""))

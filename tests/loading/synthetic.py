@@ -788,7 +788,7 @@ def sae_lens_flat(root: Path) -> Checkpoint:
 
     return Checkpoint(
         "sae_lens",
-        "jbloom/GPT2-Small-SAEs-Reformatted",
+        "someone/gpt2-saes",
         folder,
         encode,
         lambda x: encode(x) @ w["W_dec"] + w["b_dec"],
