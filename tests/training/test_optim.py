@@ -66,7 +66,11 @@ def test_a_warm_up_of_one_step_starts_at_the_full_rate() -> None:
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("linear", {"warm_up_steps": 0, "decay_steps": 0, "lr_end": 0.0}, "Unsupported scheduler: linear"),
+        (
+            "linear",
+            {"warm_up_steps": 0, "decay_steps": 0, "lr_end": 0.0},
+            "Unsupported scheduler: linear",
+        ),
         (
             "cosineannealing",
             {"warm_up_steps": 0, "decay_steps": 2, "lr_end": 0.0},
