@@ -23,6 +23,10 @@ class TanhReLU(nn.Module):
         return torch.tanh(torch.relu(x))
 
 
+# Activations whose value and gradient are 0 for x <= 0.
+ZERO_BELOW_ZERO = (nn.ReLU, TanhReLU)
+
+
 class TopK(nn.Module):
     """Keep the `k` largest entries along the last dimension, apply `postact_fn`, zero the rest.
 
@@ -70,7 +74,8 @@ def rectangle(x: Tensor) -> Tensor:
 
 
 def _sum_to_threshold(gradient: Tensor, threshold: Tensor) -> Tensor:
-    return gradient.sum(tuple(range(gradient.ndim - threshold.ndim))) if gradient.ndim else gradient
+    leading = tuple(range(gradient.ndim - threshold.ndim))
+    return gradient.sum(leading) if leading else gradient
 
 
 class Step(torch.autograd.Function):

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_lens.kernels.active_entries import ActiveEntries
+from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.training import TrainStepOutput
@@ -72,6 +74,24 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
         self.update_topk_threshold(output.feature_acts)
         output.metrics["topk_threshold"] = self.topk_threshold
         return output
+
+    def has_sparse_form(self) -> bool:
+        """With this architecture's own selection."""
+        return type(self.activation_fn) is BatchTopK
+
+    def _entries_to_select(self, batch: int) -> int:
+        return min(int(self.activation_fn.k * batch), batch * self.cfg.d_sae)
+
+    def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
+        return top_entries(
+            centred_in,
+            self.W_enc,
+            self.b_enc,
+            scale,
+            k=self._entries_to_select(len(centred_in)),
+            over_batch=True,
+            workspace=self._workspace,
+        )
 
     @torch.no_grad()
     def update_topk_threshold(self, feature_acts: Tensor) -> None:

@@ -18,9 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.sparse_training import entries_above, scaled_for_decoding
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import row_norms
 
 
@@ -108,6 +111,45 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         return {
             "l1_loss": step.coefficient("l1") * l1,
             "auxiliary_reconstruction_loss": auxiliary,
+        }
+
+    def has_sparse_form(self) -> bool:
+        """With elementwise activations."""
+        return type(self.activation_fn) in ZERO_BELOW_ZERO
+
+    def needs_decoder_norms(self) -> bool:
+        """They weigh the gate's L1 term."""
+        return True
+
+    def count_active(self, encoding: TrainingEncoding) -> Tensor:
+        """Open gates, whether the magnitude is positive or not."""
+        assert encoding.gate_pre is not None
+        return (encoding.gate_pre > 0).sum()
+
+    def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
+        """Entries with an open gate, which is where either path has a gradient."""
+        active, product = entries_above(self, x, None, -self.b_gate.detach())
+        gate_acts = torch.relu(product + self.b_gate[active.cols])
+        magnitude_pre = product * self.r_mag.exp()[active.cols] + self.b_mag[active.cols]
+        features = self.activation_fn(magnitude_pre)
+        decoded = scaled_for_decoding(self, features, active.cols)
+        return SparseTrainingEncoding(active, features, magnitude_pre, decoded, gate_acts)
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """As `auxiliary_losses`."""
+        gate_acts, norms = encoding.gate_values, decoding.decoder_norms
+        assert gate_acts is not None and norms is not None and decoding.gate_recons is not None
+        l1 = (gate_acts * norms[encoding.active.cols]).sum() / len(step.sae_in)
+        error = decoding.gate_recons + self.b_dec - decoding.processed_in
+        return {
+            "l1_loss": step.coefficient("l1") * l1,
+            "auxiliary_reconstruction_loss": error.pow(2).sum(dim=-1).mean(),
         }
 
 

@@ -25,12 +25,19 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import JumpReLU, JumpReLUThroughInput, Step, StepThroughInput
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.sparse_training import (
+    dead_features,
+    entries_above,
+    hidden_pre_of,
+    scaled_for_decoding,
+)
 from sae_lens.saes.training import (
     TrainCoefficientConfig,
     TrainingEncoding,
     TrainingSAE,
     TrainStepInput,
 )
+from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import constant_parameter, decoder_norms_for_folding, row_norms
 
 # Files may hold thresholds of 0, whose logarithm is not finite.
@@ -184,6 +191,78 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
             return hidden_pre.new_zeros(())
         below = torch.relu(self.threshold - hidden_pre) * dead_neuron_mask * row_norms(self.W_dec)
         return self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
+
+    def has_sparse_form(self) -> bool:
+        """With a window of some width."""
+        return self.bandwidth > 0
+
+    def needs_decoder_norms(self) -> bool:
+        """When they weigh a term."""
+        return self.form == "v6" and (
+            self.cfg.jumprelu_sparsity_loss_mode == "tanh"
+            or self.cfg.pre_act_loss_coefficient is not None
+        )
+
+    def count_active(self, encoding: TrainingEncoding) -> Tensor:
+        """Entries above the threshold or in the window around it."""
+        return (encoding.hidden_pre > self._lowest_with_gradient()).sum()
+
+    @torch.no_grad()
+    def _lowest_with_gradient(self) -> Tensor:
+        """Below this, per feature, nothing has a gradient; a little less than the window's edge."""
+        threshold = self.threshold
+        slack = 1e-3 * self.bandwidth + 1e-6 * (threshold.abs() + self.b_enc.abs())
+        return threshold - 0.5 * self.bandwidth - slack
+
+    def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
+        """Entries above the threshold, or close enough for a pseudo-gradient."""
+        active, hidden = entries_above(self, x, self.b_enc, self._lowest_with_gradient())
+        jump = JumpReLUThroughInput if self._ste_to_input() else JumpReLU
+        features = jump.apply(hidden, self.threshold[active.cols], self.bandwidth).to(hidden.dtype)
+        decoded = scaled_for_decoding(self, features, active.cols)
+        return SparseTrainingEncoding(active, features, hidden, decoded)
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """As `auxiliary_losses`; the pre-activation loss is dense over the dead features."""
+        losses = {"l0_loss": self._sparsity_of_entries(step.coefficient("l0"), encoding, decoding)}
+        if self.form == "v6" and self.cfg.pre_act_loss_coefficient is not None:
+            losses["pre_act_loss"] = decoding.sae_out.new_zeros(())
+            dead = dead_features(step.dead_neuron_mask)
+            if dead is not None:
+                assert decoding.decoder_norms is not None
+                hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
+                below = torch.relu(self.threshold[dead] - hidden_pre) * decoding.decoder_norms[dead]
+                losses["pre_act_loss"] = (
+                    self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
+                )
+        return losses
+
+    def _sparsity_of_entries(
+        self,
+        coefficient: float,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+    ) -> Tensor:
+        mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
+        active = encoding.active
+        if mode == "tanh":
+            assert decoding.decoder_norms is not None
+            norms = decoding.decoder_norms[active.cols]
+            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_values * norms
+            return (coefficient * active.sum_rows(torch.tanh(scaled))).mean()
+        step_fn = StepThroughInput if self._ste_to_input() else Step
+        threshold = self.threshold[active.cols]
+        l0 = active.sum_rows(step_fn.apply(encoding.hidden_values, threshold, self.bandwidth))
+        if mode == "quadratic":
+            target = self.cfg.target_l0
+            return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
+        return (coefficient * l0).mean()
 
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:

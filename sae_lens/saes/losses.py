@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_lens.kernels.active_set import ActiveSet
+
 ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
 
@@ -32,6 +34,19 @@ def mse_loss_fn_of(normalization: str | None) -> ElementwiseLoss:
 def lp_sparsity(feature_acts: Float[Tensor, "batch d_sae"], p: float) -> Float[Tensor, " batch"]:
     """The p-norm (not its p-th power) of each token's features."""
     return feature_acts.norm(p=p, dim=-1)
+
+
+def lp_sparsity_of_entries(
+    values: Float[Tensor, " nnz"], active: ActiveSet, p: float
+) -> Float[Tensor, " batch"]:
+    """`lp_sparsity` of the features that have `values` at the active entries; p is finite."""
+    magnitudes = values.abs()
+    if p == 1:
+        return active.sum_rows(magnitudes)
+    # the root has no finite gradient at 0, where the norm's is 0 by convention
+    powers = torch.where(magnitudes > 0, magnitudes, 1.0).pow(p) * (magnitudes > 0)
+    totals = active.sum_rows(powers)
+    return torch.where(totals > 0, totals, 1.0).pow(1 / p) * (totals > 0)
 
 
 def topk_aux_acts(
@@ -61,9 +76,19 @@ def ghost_grad_loss(
     """
     if not bool(dead_neuron_mask.any()):
         return torch.zeros((), dtype=sae_out.dtype, device=sae_out.device)
+    ghost_out = torch.exp(hidden_pre[:, dead_neuron_mask]) @ W_dec[dead_neuron_mask]
+    return ghost_out_loss(ghost_out, x, sae_out, per_item_mse_loss, mse_loss_fn)
+
+
+def ghost_out_loss(
+    ghost_out: Float[Tensor, "batch d_in"],
+    x: Float[Tensor, "batch d_in"],
+    sae_out: Float[Tensor, "batch d_in"],
+    per_item_mse_loss: Float[Tensor, "batch d_in"],
+    mse_loss_fn: ElementwiseLoss,
+) -> Float[Tensor, ""]:
+    """The ghost-gradient loss of what the dead features reconstruct."""
     residual = x - sae_out
-    ghost_acts = torch.exp(hidden_pre[:, dead_neuron_mask])
-    ghost_out = ghost_acts @ W_dec[dead_neuron_mask]
     with torch.no_grad():
         wanted = residual.norm(dim=-1, keepdim=True)
         scale = wanted / (1e-6 + 2 * ghost_out.norm(dim=-1, keepdim=True))

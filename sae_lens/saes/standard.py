@@ -7,15 +7,25 @@ the v5 form `z` is `f`, or `f` times the decoder norms on request; in the v6 for
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from sae_lens.registry import register_sae_class, register_sae_training_class
+from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
-from sae_lens.saes.losses import lp_sparsity
+from sae_lens.saes.losses import ghost_out_loss, lp_sparsity, lp_sparsity_of_entries
+from sae_lens.saes.sparse_training import (
+    dead_features,
+    entries_above,
+    hidden_pre_of,
+    scaled_for_decoding,
+)
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import row_norms
 
 
@@ -93,6 +103,50 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
                 hidden_pre=encoding.hidden_pre,
                 dead_neuron_mask=step.dead_neuron_mask,
             )
+        return losses
+
+    def has_sparse_form(self) -> bool:
+        """With an activation that is zero below zero, and a p-norm that is a sum of powers."""
+        return type(self.activation_fn) in ZERO_BELOW_ZERO and 0 < self.cfg.lp_norm < math.inf
+
+    def needs_decoder_norms(self) -> bool:
+        """When they weigh the sparsity term."""
+        return bool(self.cfg.scale_sparsity_penalty_by_decoder_norm)
+
+    def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
+        """Entries with a positive pre-activation."""
+        lower = torch.zeros_like(self.b_enc)
+        active, hidden = entries_above(self, x, self.b_enc, lower)
+        features = self.activation_fn(hidden)
+        decoded = scaled_for_decoding(self, features, active.cols)
+        return SparseTrainingEncoding(active, features, hidden, decoded)
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """As `auxiliary_losses`; ghost gradients are dense over the dead features."""
+        weighted = encoding.feature_values
+        if decoding.decoder_norms is not None:
+            weighted = weighted * decoding.decoder_norms[encoding.active.cols]
+        sparsity = lp_sparsity_of_entries(weighted, encoding.active, self.cfg.lp_norm)
+        losses = {"l1_loss": (step.coefficient("l1") * sparsity).mean()}
+        if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
+            sae_out = decoding.sae_out
+            losses["ghost_grad_loss"] = sae_out.new_zeros(())
+            dead = dead_features(step.dead_neuron_mask)
+            if dead is not None:
+                ghost_acts = torch.exp(hidden_pre_of(self, decoding.processed_in, dead))
+                losses["ghost_grad_loss"] = ghost_out_loss(
+                    ghost_acts @ self.W_dec[dead],
+                    step.sae_in,
+                    sae_out,
+                    per_item_mse_loss,
+                    self.mse_loss_fn,
+                )
         return losses
 
 

@@ -17,14 +17,25 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from sae_lens.kernels.active_entries import ActiveEntries
+from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.base import SAE, logger
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
 from sae_lens.saes.losses import topk_aux_acts
+from sae_lens.saes.sparse_training import (
+    centred,
+    dead_features,
+    finish_decoding,
+    hidden_pre_of,
+    scaled_for_decoding,
+    with_gradient,
+)
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
+from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import decoder_norms_for_folding, fold_decoder_norms_, row_norms
 
 
@@ -189,6 +200,79 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
             aux_acts = aux_acts / decoder_norms_for_folding(self.W_dec)
         loss = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
         return self.cfg.aux_loss_coefficient * scale * loss
+
+    # -- the sparse form --------------------------------------------------------------------------
+
+    def has_sparse_form(self) -> bool:
+        """With ReLU after the selection."""
+        selection = self.activation_fn
+        return type(selection) is TopK and type(selection.postact_fn) is nn.ReLU
+
+    def expected_density(self, batch: int) -> float | None:
+        """Known from k."""
+        return self._entries_to_select(batch) / (self.cfg.d_sae * max(batch, 1))
+
+    def _entries_to_select(self, batch: int) -> int:
+        return self.activation_fn.k * batch
+
+    def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
+        return top_entries(
+            centred_in,
+            self.W_enc,
+            self.b_enc,
+            scale,
+            k=self.activation_fn.k,
+            over_batch=False,
+            workspace=self._workspace,
+        )
+
+    def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
+        """The selected entries.
+
+        When rescaling, a feature is multiplied by its decoder norm for selecting and divided by it
+        for decoding, so that values and gradients of the reconstruction do not depend on the norm.
+        """
+        with torch.no_grad():
+            norms = row_norms(self.W_dec) if self.rescales_acts else None
+            found = self._find_entries(centred(self, x), norms)
+        active = found.active
+        hidden = with_gradient(self, x, self.b_enc, found)
+        features = torch.relu(hidden)
+        decoded = scaled_for_decoding(self, features, active.cols)
+        if norms is not None:
+            norms = norms[active.cols]
+            decoded = decoded * (norms > 0)
+            hidden, features = hidden * norms, features * norms
+        return SparseTrainingEncoding(active, features, hidden, decoded)
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """As `auxiliary_losses`, dense over the dead features alone."""
+        dead = dead_features(step.dead_neuron_mask)
+        if dead is None:
+            return {"auxiliary_reconstruction_loss": decoding.sae_out.new_zeros(())}
+        v6 = self.form == "v6"
+        k_full = (self.cfg.d_in if v6 else self.cfg.d_sae) // 2
+        scale = min(len(dead) / k_full, 1.0)
+        W_dead = self.W_dec[dead]
+        hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
+        # as for the features themselves, the norm matters for the selection alone
+        rank = hidden_pre * row_norms(W_dead) if self.rescales_acts else hidden_pre
+        chosen = torch.topk(rank.detach(), min(k_full, len(dead)), dim=-1, sorted=False).indices
+        acts = torch.zeros_like(hidden_pre).scatter(-1, chosen, hidden_pre.gather(-1, chosen))
+        residual = (step.sae_in - decoding.sae_out).detach()
+        recons = scaled_for_decoding(self, acts, dead) @ W_dead if not v6 else acts @ W_dead
+        if not v6:
+            recons = finish_decoding(self, recons)
+        loss = scale * (recons - residual).pow(2).sum(dim=-1).mean()
+        if v6:
+            loss = self.cfg.aux_loss_coefficient * loss
+        return {"auxiliary_reconstruction_loss": loss}
 
     def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """As the base's; the norms of a rescaling SAE are folded."""

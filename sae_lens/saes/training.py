@@ -9,94 +9,41 @@ Two forms of formulas exist, told apart by `cfg.form`: "v5" (flat configs and ru
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.constants import FILE_FORMAT_VERSION
+from sae_lens.kernels.dispatch import SparseChoice, SparseKernels
+from sae_lens.kernels.workspace import Workspace
 from sae_lens.registry import SAE_CLASSES, get_sae_training_class
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import SAEConfig, TrainingSAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
+from sae_lens.saes.sparse_training import (
+    may_be_sparse,
+    measure_density,
+    sparse_training_pass,
+)
+from sae_lens.saes.training_step import (
+    SparseTrainingDecoding,
+    SparseTrainingEncoding,
+    TrainingEncoding,
+    TrainStepInput,
+    TrainStepOutput,
+    as_step_input,
+)
 from sae_lens.saes.weights import are_without_values, remove_parallel_component_, unit_rows_
 
 if TYPE_CHECKING:
     from typing_extensions import Self
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass
-class TrainStepInput:
-    """What one training pass needs.
-
-    Attributes:
-        sae_in: activations, [batch, d_in].
-        coefficients: current weight of each sparsity term, by name ("l1", "l0").
-        dead_neuron_mask: bool [d_sae], or None.
-        n_training_steps: steps already taken.
-        is_logging_step: whether this step's metrics will be read.
-    """
-
-    sae_in: Float[Tensor, "batch d_in"]
-    coefficients: dict[str, float] = field(default_factory=dict)
-    dead_neuron_mask: Bool[Tensor, " d_sae"] | None = None
-    n_training_steps: int = 0
-    is_logging_step: bool = False
-
-    def coefficient(self, name: str) -> float:
-        """The weight called `name`; a single one under another name serves as well."""
-        if name in self.coefficients:
-            return self.coefficients[name]
-        if len(self.coefficients) == 1:
-            return next(iter(self.coefficients.values()))
-        raise ValueError(
-            f"The coefficient {name!r} is needed and the given ones are {list(self.coefficients)}."
-        )
-
-
-@dataclass
-class TrainStepOutput:
-    """What one training pass gives.
-
-    Attributes:
-        sae_in: the activations, [batch, d_in].
-        sae_out: their reconstruction, [batch, d_in].
-        feature_acts: features, [batch, d_sae]; dense or sparse.
-        hidden_pre: pre-activations, [batch, d_sae].
-        loss: the scalar to backpropagate.
-        losses: its named parts.
-        metrics: further numbers worth logging.
-    """
-
-    sae_in: Tensor
-    sae_out: Tensor
-    feature_acts: Tensor
-    hidden_pre: Tensor
-    loss: Tensor
-    losses: dict[str, Tensor]
-    metrics: dict[str, Any] = field(default_factory=dict)
-
-
-class TrainingEncoding(NamedTuple):
-    """What a training encoder hands to the loss.
-
-    Attributes:
-        feature_acts: [batch, d_sae].
-        hidden_pre: [batch, d_sae].
-        processed_in: the encoder's (normalised, centred) input, for losses in that space.
-        gate_pre: pre-activations of the gate of gated SAEs.
-    """
-
-    feature_acts: Tensor
-    hidden_pre: Tensor
-    processed_in: Tensor | None = None
-    gate_pre: Tensor | None = None
 
 
 @dataclass
@@ -141,6 +88,8 @@ class TrainingSAE(SAE):
         super().__init__(self._inference_config(cfg))
         self.cfg = self.__dict__.pop("_training_cfg")
         self.use_error_term = use_error_term
+        self._workspace = Workspace()
+        self.sparse_kernels = getattr(self.cfg, "sparse_kernels", "auto")
         self.check_cfg_compatibility()
         if not are_without_values():
             self.initialize_weights_complex()
@@ -182,6 +131,66 @@ class TrainingSAE(SAE):
         """All terms of the loss besides `mse_loss`, by name."""
         raise NotImplementedError
 
+    # -- what an architecture with a sparse form fills in besides ---------------------------------
+
+    def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
+        """The training encoder, at the entries where anything has a gradient.
+
+        Args:
+            x: activations, cast and normalised, but not centred.
+        """
+        raise NotImplementedError
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """The same terms as `auxiliary_losses`."""
+        raise NotImplementedError
+
+    def has_sparse_form(self) -> bool:
+        """Whether this architecture has a sparse form under its config's settings."""
+        return False
+
+    def needs_decoder_norms(self) -> bool:
+        """Whether the sparse form's losses need the norms of the decoder's rows."""
+        return False
+
+    def count_active(self, encoding: TrainingEncoding) -> Tensor:
+        """How many entries the sparse form of a dense encoding would have (scalar tensor)."""
+        return torch.count_nonzero(encoding.feature_acts)
+
+    def expected_density(self, batch: int) -> float | None:
+        """The share of active entries where it is known without measuring."""
+        return None
+
+    @property
+    def sparse_kernels(self) -> SparseKernels:
+        """How training steps are computed: "auto" (by measured density), "dense" or "sparse".
+
+        "sparse" too falls back on the dense form where there is no sparse one: when something
+        listens at a hook point, with noise, in half precision, under `torch.compile`.
+        """
+        return self._sparse_choice.mode
+
+    @sparse_kernels.setter
+    def sparse_kernels(self, mode: SparseKernels) -> None:
+        self._sparse_choice = SparseChoice(mode)
+
+    def recycle_gradients(self) -> None:
+        """Drop the weights' gradients and use their memory for those of the next step.
+
+        To be called after the optimiser's step, by whoever owns the gradients, instead of
+        `zero_grad` for the encoder and the decoder. The tensors must not be read afterwards.
+        """
+        for weight in (self.W_enc, self.W_dec):
+            if weight.grad is not None:
+                self._workspace.give_back(weight.grad)
+                weight.grad = None
+
     def get_coefficients(self) -> dict[str, TrainCoefficientConfig]:
         """The sparsity coefficient of the config under the name that the loss asks for."""
         if not self.coefficient_name:
@@ -211,12 +220,18 @@ class TrainingSAE(SAE):
         """
         step = as_step_input(sae_in, current_l1_coefficient, dead_neuron_mask, step_input)
         self.prepare_training_pass()
+        is_open = may_be_sparse(self, step)
+        if is_open and self._sparse_choice.choose(self.expected_density(len(step.sae_in))):
+            return sparse_training_pass(self, step)
         encoding = self.encode_for_training(step.sae_in)
         sae_out = self.decode(encoding.feature_acts)
         per_item_mse_loss = self.mse_loss_fn(sae_out, step.sae_in)
         losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
         losses |= self.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
         loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
+        metrics = self.training_metrics()
+        if is_open:
+            metrics |= measure_density(self, encoding)
         return TrainStepOutput(
             sae_in=step.sae_in,
             sae_out=sae_out,
@@ -224,7 +239,7 @@ class TrainingSAE(SAE):
             hidden_pre=encoding.hidden_pre,
             loss=loss,
             losses=losses,
-            metrics=self.training_metrics(),
+            metrics=metrics,
         )
 
     def prepare_training_pass(self) -> None:
@@ -420,18 +435,11 @@ def _training_class(architecture: str) -> Any:
     return get_sae_training_class(architecture).sae_class
 
 
-def as_step_input(
-    sae_in: Tensor | TrainStepInput | None,
-    current_l1_coefficient: float | None = None,
-    dead_neuron_mask: Tensor | None = None,
-    step_input: TrainStepInput | None = None,
-) -> TrainStepInput:
-    """One `TrainStepInput` from either style of arguments."""
-    if step_input is not None:
-        return step_input
-    if isinstance(sae_in, TrainStepInput):
-        return sae_in
-    if sae_in is None:
-        raise TypeError("training_forward_pass needs sae_in or a TrainStepInput.")
-    coefficient = 0.0 if current_l1_coefficient is None else current_l1_coefficient
-    return TrainStepInput(sae_in, {"l1": coefficient}, dead_neuron_mask)
+__all__ = [
+    "TrainCoefficientConfig",
+    "TrainStepInput",
+    "TrainStepOutput",
+    "TrainingEncoding",
+    "TrainingSAE",
+    "as_step_input",
+]

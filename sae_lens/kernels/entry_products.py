@@ -1,0 +1,24 @@
+"""Gradient with respect to features, at active entries only: `(G @ W.T)[rows, cols]`."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens.kernels.active_set import ActiveSet
+
+
+def reference(
+    G: Float[Tensor, "batch d_out"], W: Float[Tensor, "d_sae d_out"], active: ActiveSet
+) -> Float[Tensor, " nnz"]:
+    """The whole product, of which the entries are taken."""
+    return (G @ W.T)[active.rows, active.cols]
+
+
+def entry_products(
+    G: Float[Tensor, "batch d_out"], W: Float[Tensor, "d_sae d_out"], active: ActiveSet
+) -> Float[Tensor, " nnz"]:
+    """One dot product per entry."""
+    pattern = active.csr(G.new_zeros(len(active)))
+    return torch.sparse.sampled_addmm(pattern, G.contiguous(), W.t(), beta=0.0).values()

@@ -1,0 +1,40 @@
+"""Gradients of the weights from active entries: `S.T @ G` (decoder) and `X.T @ S` (encoder)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_lens.kernels.active_set import ActiveSet
+
+
+def reference(
+    values: Float[Tensor, " nnz"],
+    active: ActiveSet,
+    G: Float[Tensor, "batch d_out"],
+    out: Float[Tensor, "d_sae d_out"],
+    accumulate: bool = False,
+) -> Float[Tensor, "d_sae d_out"]:
+    """`S.T @ G` into (or added to) `out`, with S made dense."""
+    return out.copy_(active.dense(values).T @ G + (out if accumulate else 0.0))
+
+
+def weight_gradient(
+    values: Float[Tensor, " nnz"],
+    active: ActiveSet,
+    G: Float[Tensor, "batch d_out"],
+    out: Float[Tensor, "d_sae d_out"],
+    accumulate: bool = False,
+) -> Float[Tensor, "d_sae d_out"]:
+    """`S.T @ G` into (or added to) `out`.
+
+    `out` may be row-major, or column-major: then a row-major `out.T` receives `G.T @ S`, which is
+    how an encoder's gradient is laid out like the encoder.
+    """
+    transposed = active.transposed_csr(values)
+    if not out.is_contiguous():
+        # MKL wants both dense operands in one layout
+        G = G.t().contiguous().t()
+    # with beta=0 whatever `out` held before is not read
+    return torch.addmm(out, transposed, G, beta=int(accumulate), out=out)
