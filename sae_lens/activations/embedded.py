@@ -8,6 +8,7 @@ that takes a dataset path understand.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 from pathlib import Path
@@ -143,6 +144,8 @@ def load_embedded_text(split: str = "train") -> Dataset:
         )
     with lzma.open(_packaged("text.jsonl.xz"), "rt", encoding="utf-8") as lines:
         rows = [json.loads(line) for line in lines]
+    # In an order by which code and documentation are mixed, so that any beginning is typical.
+    rows.sort(key=lambda row: hashlib.sha256(row["source"].encode()).digest())
     chosen = [row for row in rows if row["split"] == split]
     return Dataset.from_dict({key: [row[key] for row in chosen] for key in ("text", "source")})
 
