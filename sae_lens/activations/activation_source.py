@@ -188,22 +188,30 @@ class ActivationSource(TokenSource):
         buffer = ShufflingBuffer(
             n_prompts * self._rows_per_prompt, self.d_in, self.dtype, self.device
         )
-        ids = torch.empty(0, dtype=torch.long)
-        for _ in range(n_batches):
-            try:
-                activations, tokens = self._read_batch(raise_on_epoch_end, with_tokens)
-            except StopIteration as end:
-                rest = getattr(end, "partial", None)
-                if rest is not None:
-                    buffer.add(rest, self._scale)
-                raise EpochEnd(buffer.arranged().unsqueeze(1) if len(buffer) else None) from None
-            buffer.add(activations, self._scale)
-            if tokens is not None:
-                ids = torch.cat([ids, tokens.flatten().cpu()])
+        token_ids = []
+        try:
+            for _ in range(n_batches):
+                token_ids.append(self._add_batch(buffer, raise_on_epoch_end, with_tokens))
+        except StopIteration as end:
+            rest = getattr(end, "partial", None)
+            if rest is not None:
+                buffer.add(rest, self._scale)
+            raise EpochEnd(buffer.arranged().unsqueeze(1) if len(buffer) else None) from None
+        ids = torch.cat(token_ids) if token_ids else torch.empty(0, dtype=torch.long)
         if shuffle:
             buffer.mix(self._generator)
             ids = ids[buffer.queue] if with_tokens else ids
         return buffer.arranged().unsqueeze(1), ids
+
+    def _add_batch(
+        self, buffer: ShufflingBuffer, raise_on_epoch_end: bool, with_tokens: bool
+    ) -> Int[Tensor, " row"]:
+        """Add the next batch of prompts; its token ids, or none when they are not asked for."""
+        activations, tokens = self._read_batch(raise_on_epoch_end, with_tokens)
+        buffer.add(activations, self._scale)
+        if tokens is None:
+            return torch.empty(0, dtype=torch.long)
+        return tokens.flatten().cpu()
 
     def _read_batch(
         self, raise_on_epoch_end: bool, with_tokens: bool

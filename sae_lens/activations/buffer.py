@@ -13,7 +13,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 # Rows converted or moved at once, where they cannot be copied directly. Bounds temporary memory.
-_CHUNK = 1024
+_CHUNK = 256
 
 
 class ShufflingBuffer:
@@ -95,25 +95,30 @@ class ShufflingBuffer:
         place = torch.full((self.capacity,), -1)  # slot -> place in the queue
         place[self._queue] = torch.arange(n_held)
         for start in range(0, n_held, _CHUNK):
-            stop = min(start + _CHUNK, n_held)
-            targets = torch.arange(start, stop)
-            sources = self._queue[start:stop].clone()
-            if torch.equal(targets, sources):
-                continue
-            wanted = rows.index_select(0, sources.to(self.device))
-            displaced = targets[place[targets] >= stop]
-            vacated = sources[sources >= stop]
-            homes = vacated[: len(displaced)]
-            rows[homes.to(self.device)] = rows.index_select(0, displaced.to(self.device))
-            rows[start:stop] = wanted
-            places = place[displaced]
-            place[vacated] = -1
-            place[homes] = places
-            place[targets] = targets
-            self._queue[places] = homes
-            self._queue[start:stop] = targets
+            self._arrange_stretch(start, min(start + _CHUNK, n_held), place)
         self._free = torch.arange(n_held, self.capacity)
         return rows[:n_held]
+
+    def _arrange_stretch(self, start: int, stop: int, place: Tensor) -> None:
+        """Bring the rows that are `start` to `stop` in the queue into the slots of that number."""
+        targets = torch.arange(start, stop)
+        sources = self._queue[start:stop].clone()
+        if torch.equal(targets, sources):
+            return
+        rows = self._storage()
+        wanted = rows.index_select(0, sources.to(self.device))
+        displaced = targets[place[targets] >= stop]
+        vacated = sources[sources >= stop]
+        homes = vacated[: len(displaced)]
+        moved = rows.index_select(0, displaced.to(self.device))
+        rows.index_copy_(0, homes.to(self.device), moved)
+        rows[start:stop] = wanted
+        places = place[displaced]
+        place[vacated] = -1
+        place[homes] = places
+        place[targets] = targets
+        self._queue[places] = homes
+        self._queue[start:stop] = targets
 
     def _storage(self) -> Tensor:
         if self._rows is None:

@@ -131,7 +131,7 @@ class BatchMixer:
         if self.epoch_over:
             return full_batches
         to_serve = len(self.buffer) - self.rows_to_keep
-        return min(full_batches, max(0, -(-to_serve // self.batch_size)))
+        return min(full_batches, max(1, -(-to_serve // self.batch_size)))
 
     def _end_epoch(self) -> None:
         if self.rows_in_epoch == 0:

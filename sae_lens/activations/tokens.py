@@ -44,13 +44,11 @@ class RowReader:
     def state_dict(self) -> dict[str, Tensor]:
         """How many rows were taken; for streaming datasets also the dataset's own state."""
         state = {"taken": torch.tensor(self.taken)}
-        if self.taken > 0 and hasattr(self.dataset, "state_dict") and not _can_index(self.dataset):
+        if self.taken > 0 and _tells_its_position(self.dataset):
             text = json.dumps(self.dataset.state_dict())
-            # A shuffling window is not part of the dataset's state: there only skipping is exact.
-            if "BufferShuffled" not in text:
-                state["dataset_state"] = torch.frombuffer(
-                    bytearray(text.encode()), dtype=torch.uint8
-                ).clone()
+            state["dataset_state"] = torch.frombuffer(
+                bytearray(text.encode()), dtype=torch.uint8
+            ).clone()
         return state
 
     def _read(self, state: dict[str, Tensor]) -> Iterator[Any]:
@@ -176,6 +174,20 @@ def is_huggingface_dataset(dataset: Any) -> bool:
 def number_of_rows(dataset: Any) -> int | None:
     """The number of rows where the dataset knows it."""
     return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def _tells_its_position(dataset: Any) -> bool:
+    """Whether a streaming dataset's own state is exact; with a shuffling window it is not."""
+    if _can_index(dataset) or not hasattr(dataset, "state_dict"):
+        return False
+    parts = [getattr(dataset, "_ex_iterable", None)]
+    while parts:
+        part = parts.pop()
+        if type(part).__name__.startswith("BufferShuffled"):
+            return False
+        inner = [getattr(part, "ex_iterable", None), *(getattr(part, "ex_iterables", None) or [])]
+        parts += [p for p in inner if p is not None]
+    return True
 
 
 def _can_index(dataset: Any) -> bool:
