@@ -346,13 +346,13 @@ class HookedSAETransformer(HookedTransformer):
 
 def _as_sae(value: Any) -> SAE:
     """The SAE itself, also of the tuple that `SAE.from_pretrained` returns."""
-    return value.sae if isinstance(value, tuple) and hasattr(value, "sae") else value
+    return getattr(value, "sae", value) if isinstance(value, tuple) else value
 
 
 def _as_list(saes: Any) -> list[SAE]:
     """One SAE, one pretrained tuple, or a sequence of these, as a list."""
     if isinstance(saes, tuple) and hasattr(saes, "sae"):
-        return [saes.sae]
+        return [_as_sae(saes)]
     if isinstance(saes, (list, tuple)):
         return [_as_sae(sae) for sae in saes]
     return [saes]

@@ -26,7 +26,7 @@ SMALLEST_NORM_FOR_RATIO = 1e-4
 # Elements of one block of a cosine similarity matrix (float32: 128 MiB).
 SIMILARITY_BLOCK_ELEMENTS = 2**25
 
-# Elements of one block of logits (float32: 64 MiB); a few such blocks are alive at a time.
+# Elements of one block of logits (float64: 128 MiB); a few such blocks are alive at a time.
 LOGITS_BLOCK_ELEMENTS = 2**24
 
 
@@ -338,10 +338,11 @@ def direction_similarity(sae: Any) -> dict[str, Tensor]:
 
 
 def position_blocks(
-    n_positions: int, vocabulary: int, block_elements: int = LOGITS_BLOCK_ELEMENTS
+    n_positions: int, vocabulary: int, block_elements: int | None = None
 ) -> Iterator[slice]:
     """Cut positions so that one block of logits holds at most `block_elements` numbers."""
-    step = max(1, block_elements // max(1, vocabulary))
+    limit = LOGITS_BLOCK_ELEMENTS if block_elements is None else block_elements
+    step = max(1, limit // max(1, vocabulary))
     for start in range(0, n_positions, step):
         yield slice(start, min(start + step, n_positions))
 
@@ -359,11 +360,12 @@ def kl_divergence(
     Log-softmax keeps a token of vanishing probability from giving ln 0; where p is exactly 0 (a
     logit of −inf) the term is 0, its limit.
     """
-    log_p = _at_least_float32(logits).log_softmax(dim=-1)
-    log_q = _at_least_float32(changed_logits).log_softmax(dim=-1)
+    # In float64: a divergence of 1e-6 is a sum of terms of both signs that are far larger.
+    log_p = as_float64(logits).log_softmax(dim=-1)
+    log_q = as_float64(changed_logits).log_softmax(dim=-1)
     p = log_p.exp()
     terms = torch.where(p > 0, p * (log_p - log_q), torch.zeros_like(p))
-    return terms.sum(dim=-1)
+    return terms.sum(dim=-1).to(logits.device, dtype=_at_least_float32(logits[:0]).dtype)
 
 
 def next_token_loss(
