@@ -26,6 +26,12 @@ COMMANDS = {
     "train": "train an SAE on the activations of a language model",
     "demo": "train two SAEs on the embedded model and write a report, without a network",
     "show": "say what an SAE folder holds",
+    "eval": "measure how good a saved or released SAE is",
+    "dashboard": "make a page on what an SAE's features fire on",
+    "list": "list the SAEs that have been published",
+    "upload": "put SAE folders into a repository on the Hugging Face Hub",
+    "pretokenize": "turn a text dataset into rows of tokens, once for all runs",
+    "cache-activations": "write a model's activations to disk, once for all runs",
 }
 
 

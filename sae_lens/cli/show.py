@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from sae_lens.cli.columns import columns
 from sae_lens.loading.describe import FolderDescription, describe_folder
 
 if TYPE_CHECKING:
@@ -130,15 +131,15 @@ def _as_text(description: FolderDescription, checks: list[Check]) -> list[str]:
     config, sparsity = description.config, description.sparsity
     lines = [f"SAE in {description.path}", ""]
     facts = [(label, config.get(key)) for label, key in _FACTS]
-    lines += _columns([(label, _fact(value)) for label, value in facts if value not in (None, {})])
+    lines += _indented([(label, _fact(value)) for label, value in facts if value not in (None, {})])
     lines += ["", "Tensors"]
-    lines += _columns(
+    lines += _indented(
         [(t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype) for t in description.tensors]
     )
     if sparsity is not None:
         share = _share_of(sparsity.features)
         lines += ["", "Sparsity (measured in training)"]
-        lines += _columns(
+        lines += _indented(
             [
                 ("features that never fired", share(sparsity.never_fired)),
                 ("rarer than once in 100,000 tokens", share(sparsity.below_1e_5)),
@@ -147,9 +148,9 @@ def _as_text(description: FolderDescription, checks: list[Check]) -> list[str]:
             ]
         )
     lines += ["", "Files"]
-    lines += _columns([(name, _size(size)) for name, size in description.file_sizes.items()])
+    lines += _indented([(name, _size(size)) for name, size in description.file_sizes.items()])
     lines += ["", "Checks"]
-    lines += _columns([("ok" if c.passed else "FAILED", c.question, c.detail) for c in checks])
+    lines += _indented([("ok" if c.passed else "FAILED", c.question, c.detail) for c in checks])
     return lines
 
 
@@ -169,12 +170,5 @@ def _size(size: int) -> str:
     return f"{size / 1e6:,.1f} MB" if size >= 1e5 else f"{size:,} bytes"
 
 
-def _columns(rows: list[tuple[str, ...]]) -> list[str]:
-    """Rows as lines, each column as wide as its widest cell."""
-    if not rows:
-        return []
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    return [
-        "  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip()
-        for row in rows
-    ]
+def _indented(rows: list[tuple[str, ...]]) -> list[str]:
+    return columns(rows, indent="  ")

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sae_lens.cli.errors import UsageError
-
-if TYPE_CHECKING:
-    from sae_lens.config.runner import LanguageModelSAERunnerConfig
+from sae_lens.cli.configs import add_config, print_config, read_config
 
 _EPILOG = """\
 Every field of LanguageModelSAERunnerConfig is a flag; flags win over the file. Dictionaries are
@@ -23,26 +19,20 @@ numbers. Without a network, this works as it stands:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the arguments of `sae-lens train`: one flag per field of the config."""
+    """Declare the arguments of `sae-lens train`."""
     from sae_lens.config import LanguageModelSAERunnerConfig
-    from sae_lens.config.arguments import add_config_arguments
 
-    parser.usage = "sae-lens train [--config FILE] [--FIELD VALUE ...] [--dry-run] [--debug]"
     parser.epilog = _EPILOG
-    parser.add_argument("--config", metavar="FILE", help="a YAML or JSON file with fields")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="check the config, print it as JSON, train nothing"
-    )
-    add_config_arguments(parser, LanguageModelSAERunnerConfig)
+    add_config(parser, LanguageModelSAERunnerConfig)
 
 
 def run(args: argparse.Namespace) -> int:
     """Train, and say where the result lies."""
-    cfg = read_config(args)
-    if args.dry_run:
-        import json
+    from sae_lens.config import LanguageModelSAERunnerConfig
 
-        print(json.dumps(cfg.to_dict(), indent=2, default=str))
+    cfg = read_config(args, LanguageModelSAERunnerConfig)
+    if args.dry_run:
+        print_config(cfg)
         return 0
     from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
 
@@ -56,23 +46,3 @@ def run(args: argparse.Namespace) -> int:
     for folder in saved:
         print(f"saved in {folder} (`sae-lens show {folder}` says what it holds)")
     return 0
-
-
-def read_config(args: argparse.Namespace) -> LanguageModelSAERunnerConfig:
-    """The config that file and flags make together.
-
-    Raises:
-        UsageError: when there is neither, or they do not make a valid config.
-    """
-    from sae_lens.config import LanguageModelSAERunnerConfig
-    from sae_lens.config.arguments import config_from_file, config_from_values, config_values
-
-    values = config_values(LanguageModelSAERunnerConfig, args)
-    if args.config is None and not values:
-        raise UsageError("nothing to train: give --config FILE or fields; --help lists them")
-    try:
-        if args.config is None:
-            return config_from_values(LanguageModelSAERunnerConfig, values, "the command line")
-        return config_from_file(LanguageModelSAERunnerConfig, args.config, values)
-    except (ValueError, TypeError, OSError) as error:
-        raise UsageError(str(error)) from error

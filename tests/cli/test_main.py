@@ -36,7 +36,7 @@ def test_without_a_command_the_help_is_shown(capsys: pytest.CaptureFixture[str])
     assert cli.main([]) == 2
     printed = capsys.readouterr().out
     for name in cli.COMMANDS:
-        assert f"\n    {name} " in printed
+        assert f"\n    {name}" in printed
 
 
 def test_version(capsys: pytest.CaptureFixture[str]) -> None:
