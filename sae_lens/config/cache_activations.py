@@ -13,7 +13,6 @@ from sae_lens.activations.datasets_loading import load_text_dataset
 from sae_lens.activations.store_settings import sliced_length
 from sae_lens.activations.tokens import TOKENIZED_COLUMNS
 from sae_lens.config.early_names import with_current_names
-from sae_lens.config.fields import dict_field
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.config.validation import _default_cached_activations_path
 from sae_lens.constants import DTYPE_MAP, dtype_name
@@ -96,8 +95,8 @@ class CacheActivationsRunnerConfig:
     hf_revision: str = "main"
     hf_is_private_repo: bool = False
 
-    model_kwargs: dict[str, Any] = dict_field(default={})
-    model_from_pretrained_kwargs: dict[str, Any] = dict_field(default={})
+    model_kwargs: dict[str, Any] = field(default_factory=dict)
+    model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
     compile_llm: bool = False
     llm_compilation_mode: str | None = None
 
@@ -174,8 +173,9 @@ class CacheActivationsRunnerConfig:
         if fitting < self.n_tokens_in_batch:
             needed = self.n_tokens_in_batch * self.bytes_per_token / 1e9
             raise ValueError(
-                f"buffer_size_gb is {self.buffer_size_gb}, but one batch of {self.model_batch_size} "
-                f"prompts with {self.sliced_context_size} positions needs {needed:.3g} GB. Set "
+                f"buffer_size_gb is {self.buffer_size_gb}, but one batch of "
+                f"{self.model_batch_size} prompts with {self.sliced_context_size} positions needs "
+                f"{needed:.3g} GB. Set "
                 f"buffer_size_gb to at least {needed:.3g}, or lower model_batch_size."
             )
         return fitting - fitting % self.n_tokens_in_batch
