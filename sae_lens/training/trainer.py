@@ -216,6 +216,7 @@ class SAETrainer(FiringStatisticsNames):
         norm = gradient_norm(sae.parameters())
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
         clip_and_step(self.optimizer, sae.parameters(), norm, skip)
+        sae.recycle_gradients()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
