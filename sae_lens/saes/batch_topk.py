@@ -80,7 +80,7 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
         return type(self.activation_fn) is BatchTopK
 
     def _entries_to_select(self, batch: int) -> int:
-        return min(int(self.activation_fn.k * batch), batch * self.cfg.d_sae)
+        return min(int(self._selection.k * batch), batch * self.cfg.d_sae)
 
     def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
         return top_entries(

@@ -14,7 +14,7 @@ by h times the decoder norm, and features are divided by that norm before decodi
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -213,7 +213,11 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         return self._entries_to_select(batch) / (self.cfg.d_sae * max(batch, 1))
 
     def _entries_to_select(self, batch: int) -> int:
-        return self.activation_fn.k * batch
+        return self._selection.k * batch
+
+    @property
+    def _selection(self) -> TopK:
+        return cast(TopK, self.activation_fn)
 
     def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
         return top_entries(
@@ -221,7 +225,7 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
             self.W_enc,
             self.b_enc,
             scale,
-            k=self.activation_fn.k,
+            k=self._selection.k,
             over_batch=False,
             workspace=self._workspace,
         )
