@@ -10,6 +10,7 @@ from torch import Tensor
 from sae_lens.constants import SAE_CFG_FILENAME, SAE_WEIGHTS_FILENAME, SPARSITY_FILENAME
 from sae_lens.loading.converters import connor_rob_hook_z
 from sae_lens.loading.hub import HubSource
+from sae_lens.loading.migrations import handle_config_defaulting
 from sae_lens.loading.sources import Tensors, join, read_safetensors_lazily
 
 
@@ -46,5 +47,5 @@ def convert_connor_rob_config(
     state_dict: dict[str, Tensor], config: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Our flat config and tensors from those of an attention-output SAE for GPT-2 small."""
-    cfg_dict = connor_rob_hook_z.convert_config(config)
+    cfg_dict = handle_config_defaulting(connor_rob_hook_z.convert_config(config))
     return cfg_dict, dict(connor_rob_hook_z.convert_tensors(Tensors(dict(state_dict))))

@@ -234,10 +234,9 @@ def read_torch_values(path: Path) -> dict[str, Any]:
 
 
 def _torch_load(path: Path) -> Any:
-    options: dict[str, Any] = {"map_location": "cpu", "weights_only": True}
     try:
-        # Mapped into memory, the file's pages are not counted twice while tensors are converted.
-        return torch.load(path, mmap=zipfile.is_zipfile(path), **options)
+        # Read rather than mapped: tensors that are converted and let go of then free their memory.
+        return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise SAELoadError(
             f"{path} is refused: reading it would run code stored in the file (it is a pickle with "
