@@ -155,11 +155,11 @@ def convert(value: Any, hint: Any) -> Any:
     says_none = isinstance(value, str) and value.lower() in ("none", "null")
     if (value is None or says_none) and type(None) in members:
         return None
-    if value is None and (str in members or dict in map(get_origin, members)):
+    if value is None and (str in members or dict in [get_origin(member) for member in members]):
         # Some fields are derived when they are None, and say so only by their default.
         return None
     for member in members:
-        if dataclasses.is_dataclass(member):
+        if isinstance(member, type) and dataclasses.is_dataclass(member):
             return _as_nested_config(value, member)
     for member in _most_special_first(members):
         try:

@@ -88,7 +88,7 @@ def write_checkpoint(
         state_dict["W_dec"] = unit_rows(state_dict["W_dec"])
     sae.process_state_dict_for_saving(state_dict)
     with atomic_folder(folder) as temporary:
-        written = dict(
+        written: dict[str, Path] = dict(
             zip(
                 ("weights", "config", "sparsity"),
                 write_sae_folder(

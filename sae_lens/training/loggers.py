@@ -127,7 +127,7 @@ class WandbLogger:
         """Open the run with `wandb.init`."""
         import wandb
 
-        resume = {"resume": "allow"} if self._resumes else {}
+        resume: dict[str, Any] = {"resume": "allow"} if self._resumes else {}
         wandb.init(
             project=self.project,
             entity=self.entity,
@@ -306,7 +306,7 @@ def _with_wandb_histograms(metrics: Mapping[str, Any]) -> dict[str, Any]:
             converted[key] = _with_wandb_histograms(value)
         elif isinstance(value, Histogram):
             counts, edges = value.counts_and_edges()
-            converted[key] = wandb.Histogram(np_histogram=(counts, edges))
+            converted[key] = wandb.Histogram(np_histogram=(np.array(counts), np.array(edges)))
         else:
             converted[key] = value
     return converted

@@ -17,8 +17,13 @@ SCALED_BY_THE_SOURCE = "expected_average_only_in"
 class ActivationSource(Protocol):
     """What the trainer asks for its batches."""
 
-    norm_scaling_factor: float | None
-    """the factor that every batch has been multiplied by, None for none"""
+    @property
+    def norm_scaling_factor(self) -> float | None:
+        """The factor that every batch has been multiplied by, None for none."""
+        ...
+
+    @norm_scaling_factor.setter
+    def norm_scaling_factor(self, value: float | None) -> None: ...
 
     def prepare(self) -> None:
         """Find out the scaling factor, if one is used, before the first batch."""
