@@ -11,7 +11,7 @@ of its residual is below `residual_threshold`, when nothing more correlates with
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -104,11 +104,14 @@ class MatchingPursuitSAE(SAE):
             "cannot be folded away."
         )
 
-    def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> Any:
-        """Make an SAE trained on scaled activations work on raw ones, in place."""
+    def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> None:
+        """Make an SAE trained on scaled activations work on raw ones, in place.
+
+        The decoder stays: it also encodes, and the pursuit needs its rows' norms as they are. With
+        factor s, features come out divided by s, and `sae(x) == old_sae(s * x) / s`.
+        """
         factor = float(activation_norm_scaling_factor)
         with torch.no_grad():
-            self.W_dec.data /= factor
             self.b_dec.data /= factor
         self.cfg.residual_threshold /= factor
         self.cfg.normalize_activations = "none"
