@@ -683,6 +683,37 @@ def test_model_kwargs_reach_every_forward_pass(model, monkeypatch):
     assert seen == ["right"] * 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_models_of_another_dtype(model, dtype):
+    other = tiny_model().to(dtype)
+    sae, rows = make_sae(hook_name=RESID), token_rows(3)
+    config = everything(n_eval_reconstruction_batches=1, n_eval_sparsity_variance_batches=1)
+    expected = run_evals(sae, make_store(model, sae, rows), model, config).metrics
+    metrics = run_evals(sae, make_store(other, sae, rows), other, config).metrics
+    tolerance = {"rel": 0.05, "abs": 0.05} if dtype == torch.bfloat16 else {"rel": 1e-3}
+    for group in ("shrinkage", "sparsity"):
+        assert metrics[group]["l0" if group == "sparsity" else "l2_norm_in"] == pytest.approx(
+            expected[group]["l0" if group == "sparsity" else "l2_norm_in"], **tolerance
+        )
+    loss = "ce_loss_with_sae"
+    assert metrics["model_performance_preservation"][loss] == pytest.approx(
+        expected["model_performance_preservation"][loss], rel=1e-2
+    )
+
+
+@pytest.mark.gpu
+def test_model_on_the_gpu_and_sae_on_the_cpu(model):
+    rows = token_rows(6)
+    sae = make_sae(hook_name=RESID)
+    config = replace(get_eval_everything_config(), include_misc_metrics=True)
+    expected, _ = HeldOutEvaluator(rows, model, config).evaluate(sae, 2.0)
+    on_gpu = tiny_model().to("cuda")
+    for device in ("cpu", "cuda"):
+        found, _ = HeldOutEvaluator(rows, on_gpu, config).evaluate(sae.to(device), 2.0)
+        for group, values in expected.items():
+            assert found[group] == pytest.approx(values, rel=1e-2, abs=1e-4), group
+
+
 def test_inputs_are_not_changed(model):
     sae, ignored, kwargs = make_sae(hook_name=RESID), {1}, {}
     config = everything()

@@ -7,9 +7,17 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from sae_lens.atomic_files import atomic_write_json
+
+
+class ResultFiles(TypedDict):
+    """Where `process_results` wrote."""
+
+    individual_jsons: list[Path]
+    combined_json: Path
+    csv: Path
 
 
 def nested_dict() -> defaultdict[Any, Any]:
@@ -48,7 +56,7 @@ def write_result(result: Mapping[str, Any], folder: Path) -> Path:
 
 def process_results(
     eval_results: Sequence[Mapping[str, Any]], output_dir: str | Path
-) -> dict[str, list[Path] | Path]:
+) -> ResultFiles:
     """Write results as JSON, one file each and one with all, and as a flat CSV table.
 
     NaN becomes −1. Files are named `{unique_id}_{context_size}_{dataset}.json` with "/" as "_",

@@ -18,6 +18,7 @@ from sae_lens.hook_names import layer_of
 
 if TYPE_CHECKING:
     import pandas as pd
+    import plotly.graph_objects as go
 
 # log10 of the firing density below which a feature counts as dead.
 DEAD_LOG_SPARSITY = -9
@@ -143,3 +144,50 @@ def get_all_stats_dfs(
         table["layer"] = layer_of(hook_name) + ("post" in hook_name)
         tables.append(table)
     return pd.concat(tables)
+
+
+def plot_feature_properties(properties: pd.DataFrame) -> go.Figure:
+    """Encoder bias against log firing density, one point per feature, dead ones apart.
+
+    Args:
+        properties: the table of `get_feature_property_df`.
+    """
+    import plotly.express as px
+
+    return px.scatter(
+        properties,
+        x="log_feature_sparsity",
+        y="b_enc",
+        color="dead_neuron",
+        hover_data=["feature", "d_e_projection", "b_dec_projection"],
+        marginal_x="histogram",
+        marginal_y="histogram",
+        opacity=0.5,
+        labels={
+            "log_feature_sparsity": "log10 firing density",
+            "b_enc": "encoder bias",
+            "dead_neuron": "dead",
+        },
+        title="Encoder bias and firing density of features",
+    )
+
+
+def plot_stats(stats: pd.DataFrame) -> go.Figure:
+    """Skewness against kurtosis, one point per feature; by layer when the table has layers.
+
+    Args:
+        stats: the table of `get_stats_df`, `get_W_U_W_dec_stats_df` or `get_all_stats_dfs`.
+    """
+    import plotly.express as px
+
+    return px.scatter(
+        stats,
+        x="skewness",
+        y="kurtosis",
+        color="layer" if "layer" in stats.columns else "std",
+        hover_data=["feature", "mean", "std"],
+        marginal_x="histogram",
+        marginal_y="histogram",
+        opacity=0.5,
+        title="Logit effects of features: skewness and kurtosis",
+    )

@@ -346,7 +346,8 @@ class HookedSAETransformer(HookedTransformer):
 
 def _as_sae(value: Any) -> SAE:
     """The SAE itself, also of the tuple that `SAE.from_pretrained` returns."""
-    return getattr(value, "sae", value) if isinstance(value, tuple) else value
+    sae: Any = getattr(value, "sae", value) if isinstance(value, tuple) else value
+    return sae
 
 
 def _as_list(saes: Any) -> list[SAE]:

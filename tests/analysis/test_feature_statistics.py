@@ -11,6 +11,8 @@ from sae_lens.analysis.feature_statistics import (
     get_feature_property_df,
     get_stats_df,
     get_W_U_W_dec_stats_df,
+    plot_feature_properties,
+    plot_stats,
 )
 
 
@@ -88,3 +90,22 @@ def test_tables_of_several_saes_are_joined():
     assert {"feature", "mean", "std", "skewness", "kurtosis"} <= set(table.columns)
     with pytest.raises(ValueError, match=r"blocks\.3"):
         get_all_stats_dfs(saes, {names[1]: torch.zeros(2)}, model)
+
+
+def points_of(figure):
+    traces = [trace for trace in figure.data if trace.type in ("scatter", "scattergl")]
+    return {
+        (round(float(x), 5), round(float(y), 5))
+        for trace in traces
+        for x, y in zip(trace.x, trace.y, strict=True)
+    }
+
+
+def test_tables_are_drawn():
+    pytest.importorskip("plotly")
+    table = get_feature_property_df(standard_sae(), torch.tensor([-2.0, -9.5]))
+    assert points_of(plot_feature_properties(table)) == {(-2.0, 0.1), (-9.5, -0.2)}
+    stats = get_stats_df(torch.tensor([[0.0, 0.0, 0.0, 4.0], [0.0, 0.0, 4.0, 4.0]]))
+    assert points_of(plot_stats(stats)) == {(1.1547, 2.33333), (0.0, 1.0)}
+    stats["layer"] = [0, 1]
+    assert len(points_of(plot_stats(stats))) == 2
