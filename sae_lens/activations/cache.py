@@ -65,11 +65,12 @@ def read_cached_rows(
     dataset: Dataset, hook_name: str, start: int, stop: int
 ) -> Float[Tensor, "row pos d_in"]:
     """Rows `start` to `stop` of the cache, on the CPU, in the dtype that was cached."""
-    feature = dataset.features[hook_name]
-    rows = np.empty((stop - start, *feature.shape), dtype=feature.dtype)
+    feature: Any = dataset.features[hook_name]
+    rows: Any = np.empty((stop - start, *feature.shape), dtype=feature.dtype)
     filled = 0
     # The lists of arrow hold the numbers end to end; decoding them row by row is far slower.
-    for chunk in dataset.with_format("arrow", columns=[hook_name])[start:stop].column(0).chunks:
+    table: Any = dataset.with_format("arrow", columns=[hook_name])[start:stop]
+    for chunk in table.column(0).chunks:
         numbers = chunk.storage.flatten().flatten().to_numpy(zero_copy_only=False)
         rows[filled : filled + len(chunk)] = numbers.reshape(len(chunk), *feature.shape)
         filled += len(chunk)

@@ -93,9 +93,7 @@ def test_a_begin_sequence_token_that_just_fits_is_not_repeated() -> None:
         (0, {}),
     ],
 )
-def test_a_context_without_room_for_text_is_refused(
-    context_size: int, ids: dict[str, int]
-) -> None:
+def test_a_context_without_room_for_text_is_refused(context_size: int, ids: dict[str, int]) -> None:
     with pytest.raises(ValueError, match=f"context_size is {context_size}.*at least"):
         pack([1, 2, 3], context_size=context_size, **ids)
 
