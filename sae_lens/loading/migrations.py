@@ -1,7 +1,14 @@
 """Config dicts of every age, brought to one shape: flat keys, with leftover metadata beside them.
 
-Ages: 2.x and 3.x wrote whole runner configs (`hook_point`, boolean `normalize_activations`), 4.x
-and 5.x flat configs, 6.x nested ones (`metadata`). What we write is the union of the last two.
+One step per change that a release made, each doing nothing to configs that are newer:
+
+    rename_legacy_keys      up to 3.x: hook_point, hook_point_layer, activation_fn, ...
+    _settle_normalization   3.x: True and False; foreign formats: null
+    _lift_metadata          6.x: facts under `metadata`, which flat configs have at top level
+    _settle_topk            6.x: `k` at top level; 5.x: `activation_fn_kwargs`
+
+`handle_config_defaulting` then fills in what files of any age may leave out. What we write is the
+union of the last two ages, so that the original's readers of both find what they look for.
 """
 
 from __future__ import annotations
@@ -69,35 +76,54 @@ def flatten_config(config_dict: dict[str, Any]) -> dict[str, Any]:
     the activation function's argument; the layer is read from the hook's name.
     """
     flat = rename_legacy_keys(config_dict)
-    flat["normalize_activations"] = _normalization_name(flat.get("normalize_activations", "none"))
+    _settle_normalization(flat)
+    if is_nested_config(flat):
+        _lift_metadata(flat)
+    _settle_topk(flat)
     if flat.get("seqpos_slice", ()) is None:
         flat["seqpos_slice"] = (None,)
-    if not is_nested_config(flat):
-        return flat
+    return flat
+
+
+def _settle_normalization(flat: dict[str, Any]) -> None:
+    flat["normalize_activations"] = _normalization_name(flat.get("normalize_activations", "none"))
+
+
+def _lift_metadata(flat: dict[str, Any]) -> None:
+    """Facts under `metadata` fill missing top-level keys; what is then missing gets a default."""
     metadata = flat["metadata"]
     for name in _FACTS:
         if name not in flat and name in metadata:
             flat[name] = metadata[name]
-    if "activation_fn_str" not in flat:
-        is_topk = flat.get("k") is not None or flat.get("architecture") == "topk"
-        flat["activation_fn_str"] = "topk" if is_topk else "relu"
-        if is_topk:
-            flat["k"] = 100 if flat.get("k") is None else flat["k"]
-            flat["activation_fn_kwargs"] = {"k": flat["k"]}
+    if flat.get("k") is not None and "activation_fn_str" not in flat:
+        flat["activation_fn_str"] = "topk"
+    flat.setdefault("activation_fn_str", "relu")
     hook_name = flat.get("hook_name") or ""
     flat["hook_name"] = hook_name
     if flat.get("hook_layer") is None:
         flat["hook_layer"] = layer_of(hook_name)
     for name in ("model_name", "hook_head_index", "context_size", "dataset_path"):
         flat.setdefault(name, None)
-    flat.setdefault("dataset_trust_remote_code", None)
     for name, value in _DEFAULTS.items():
-        flat.setdefault(name, value)
-    if flat.get("seqpos_slice", ()) is None:
-        flat["seqpos_slice"] = (None,)
+        if flat.get(name) is None and name not in ("neuronpedia_id", "sae_lens_training_version"):
+            flat[name] = value
+    flat.setdefault("sae_lens_training_version", None)
     if flat.get("model_from_pretrained_kwargs", {}) is None:
         flat["model_from_pretrained_kwargs"] = {}
-    return flat
+
+
+def _settle_topk(flat: dict[str, Any]) -> None:
+    """A config that means topk says so in both ways: by activation function and its `k`.
+
+    Files name one of them. Left alone, `architecture: topk` with the default activation would
+    silently load as a dense ReLU SAE.
+    """
+    kwargs = flat.get("activation_fn_kwargs") or {}
+    k = kwargs.get("k", flat.get("k"))
+    means_topk = flat.get("architecture") == "topk" or flat.get("activation_fn_str") == "topk"
+    if means_topk and k is not None:
+        flat["activation_fn_str"] = "topk"
+        flat["activation_fn_kwargs"] = {**kwargs, "k": k}
 
 
 def handle_config_defaulting(cfg_dict: dict[str, Any]) -> dict[str, Any]:
@@ -105,7 +131,8 @@ def handle_config_defaulting(cfg_dict: dict[str, Any]) -> dict[str, Any]:
     for name, value in _DEFAULTS.items():
         cfg_dict.setdefault(name, value)
     cfg_dict.setdefault("activation_fn_str", cfg_dict.get("activation_fn", "relu"))
-    cfg_dict["normalize_activations"] = _normalization_name(cfg_dict["normalize_activations"])
+    _settle_normalization(cfg_dict)
+    _settle_topk(cfg_dict)
     return cfg_dict
 
 

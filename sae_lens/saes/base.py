@@ -21,6 +21,7 @@ from sae_lens.constants import DTYPE_MAP
 from sae_lens.errors import SAELoadError
 from sae_lens.hook_names import is_hook_z
 from sae_lens.loading.disk import sae_lens_disk_loader
+from sae_lens.loading.inference_form import inference_form
 from sae_lens.registry import get_sae_class
 from sae_lens.saes.activation_fns import get_activation_fn
 from sae_lens.saes.config import SAEConfig
@@ -446,19 +447,26 @@ class SAE(HookedRootModule):
             SAELoadError: when keys are missing in the config, or names or shapes of the tensors
                 differ from what it describes.
         """
+        cfg_dict, state_dict = cls._in_own_form(cfg_dict, dict(state_dict), source)
         try:
             config = cls._config_class().from_dict(cfg_dict)
         except TypeError as error:
             raise SAELoadError(f"The config of {source} is incomplete: {error}.") from error
         with weights_without_values():
             sae = cls(config)
-        state_dict = dict(state_dict)
         sae.process_state_dict_for_loading(state_dict)
         sae._check_tensors(state_dict, source)
         sae.load_state_dict(state_dict, assign=True)
         for parameter in sae.parameters():
             parameter.requires_grad_(True)
         return sae
+
+    @classmethod
+    def _in_own_form(
+        cls, cfg_dict: dict[str, Any], state_dict: dict[str, Tensor], source: str
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """What a file says of the SAE as this kind of class has it."""
+        return inference_form(cfg_dict, state_dict, source)
 
     def _check_tensors(self, state_dict: dict[str, Tensor], source: str) -> None:
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}

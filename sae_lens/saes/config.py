@@ -242,6 +242,9 @@ class SAEConfig:
         if self.activation_fn_str == "topk":
             values["k"] = self.activation_fn_kwargs["k"]
             values.setdefault("rescale_acts_by_decoder_norm", False)
+            if self.architecture == "standard" and not isinstance(self, TrainingSAEConfig):
+                # The same function; readers of nested files go by the architecture alone.
+                values["architecture"] = "topk"
         metadata = {
             name: value
             for name, value in self.metadata.items()

@@ -404,6 +404,12 @@ class TrainingSAE(SAE):
             config_dict = {**config_dict, "architecture": cls.architecture}
         return cls(TrainingSAEConfig.from_dict(config_dict))
 
+    @classmethod
+    def _in_own_form(
+        cls, cfg_dict: dict[str, Any], state_dict: dict[str, Tensor], source: str
+    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        return cfg_dict, state_dict
+
     def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Config and tensors of the inference SAE that this one becomes."""
         state_dict = {name: t.detach().clone() for name, t in self.state_dict().items()}

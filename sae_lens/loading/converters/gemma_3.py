@@ -71,7 +71,7 @@ def convert_config(
             "of this format only 'jump_relu' is known."
         )
     layer = layer_in(path)
-    hooks = names_of_hooks(path, layer)
+    hooks: dict[str, Any] = dict(names_of_hooks(path, layer))
     for ours, theirs in (
         ("hf_hook_name", "hf_hook_point_in"),
         ("hf_hook_name_out", "hf_hook_point_out"),
@@ -105,7 +105,7 @@ def convert_config(
         dataset_path="monology/pile-uncopyrighted",
         context_size=1024,
         **more,
-        **hooks,  # type: ignore[arg-type]
+        **hooks,
     )
 
 
