@@ -171,12 +171,13 @@ class ActivationSource(TokenSource):
         if stop > len(dataset):
             self.current_row_idx = 0
             if raise_on_epoch_end:
-                partial = rows.reshape(-1, num_layers, d_in) if len(rows) else None
-                raise EpochEnd(partial)
+                rest = rows.reshape(-1, num_layers, d_in).to(device=self.device, dtype=self.dtype)
+                raise EpochEnd(rest if len(rest) else None)
             self.current_row_idx = stop - len(dataset)
             more = self._cached_rows(dataset, 0, self.current_row_idx)
             rows = torch.cat([rows, more])
-        return rows.reshape(total_size * context_size, num_layers, d_in)
+        rows = rows.reshape(total_size * context_size, num_layers, d_in)
+        return rows.to(device=self.device, dtype=self.dtype)
 
     @torch.no_grad()
     def _read_buffer(

@@ -326,7 +326,7 @@ class ActivationsStore(ActivationSource):
         store_state.restore(self, state)
 
     def save(self, file_path: str | Path) -> None:
-        """Write the state to a safetensors file, without a copy of the buffer in memory."""
+        """Write the state to a safetensors file."""
         atomic_save_safetensors(store_state.capture(self), file_path)
 
     def load(self, file_path: str | Path) -> None:
