@@ -149,10 +149,7 @@ def pretokenize_dataset(
         tokenized = dataset.map(pack, **arguments)
     if cfg.shuffle:
         tokenized = tokenized.shuffle(seed=cfg.seed)
-    if in_memory:
-        tokenized.set_format(type="torch", columns=[_COLUMN])
-        return tokenized
-    return tokenized.with_format("torch")
+    return tokenized.with_format("torch")  # the one column there is
 
 
 def push_to_hugging_face_hub(

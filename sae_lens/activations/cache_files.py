@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -181,7 +181,7 @@ def consolidate_shards(source: Path, output: Path, copy_files: bool) -> Dataset:
         _join(source, output, plan, copy_files)
     if not copy_files:
         remove_unfinished(source)
-    return load_from_disk(str(output))
+    return cast("Dataset", load_from_disk(str(output)))
 
 
 def _join(source: Path, output: Path, plan: Mapping[str, str], copy_files: bool) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -109,7 +109,7 @@ class CacheFolder:
 
         if (self.path / "state.json").exists() and not read_plan(self.unfinished):
             remove_unfinished(self.unfinished)
-            return load_from_disk(str(self.path))
+            return cast("Dataset", load_from_disk(str(self.path)))
         return consolidate_shards(self.unfinished, self.path, copy_files=False)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import lzma
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from safetensors.torch import load_file
@@ -42,7 +42,7 @@ def load_embedded_model(
     device: str | torch.device | None = "cpu",
     dtype: str | torch.dtype = torch.float32,
     default_prepend_bos: bool = True,
-    default_padding_side: str = "right",
+    default_padding_side: Literal["left", "right"] = "right",
     **processing: bool,
 ) -> Any:
     """The packaged language model, as an instance of `model_class`.
