@@ -52,8 +52,8 @@ types: $(STAMP) ## Check the types
 docs: $(STAMP) ## Build the documentation; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(STAMP) ## Measure training steps and activation gathering
-	$(BIN)/python -m benchmarks
+bench: $(STAMP) ## Measure training steps against one dense product
+	$(BIN)/python benchmarks/bench_step.py $(BENCH_ARGS)
 
 build: $(STAMP) ## Build the wheel and the source archive
 	$(BIN)/python -m build
