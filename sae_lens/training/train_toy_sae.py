@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from sae_lens.saes.base import SAE
 from sae_lens.saes.training import TrainingSAE, TrainStepOutput
 from sae_lens.training.optim import clip_and_step, gradient_norm, make_optimizer
-from sae_lens.training.statistics import FiringStatistics
+from sae_lens.training.statistics import FiringStatistics, count_active
 
 
 def train_toy_sae(
@@ -83,9 +83,9 @@ def train_toy_sae(
 def _log_losses(output: TrainStepOutput, n_rows: int, step: int) -> None:
     import wandb
 
-    losses = {f"losses/{name}": float(value) for name, value in output.losses.items()}
-    l0 = float((output.feature_acts != 0).sum()) / n_rows
-    wandb.log({**losses, "losses/overall_loss": float(output.loss), "metrics/l0": l0}, step=step)
+    losses = {f"losses/{name}": value.item() for name, value in output.losses.items()}
+    l0 = int(count_active(output.feature_acts)) / n_rows
+    wandb.log({**losses, "losses/overall_loss": output.loss.item(), "metrics/l0": l0}, step=step)
 
 
 def _log_densities(statistics: FiringStatistics, threshold: float, step: int) -> None:
