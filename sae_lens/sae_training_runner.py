@@ -151,15 +151,18 @@ class SAETrainingRunner:
     # -- the parts --------------------------------------------------------------------------------
 
     def _make_sae(self, override_sae: TrainingSAE | None) -> TrainingSAE:
-        if override_sae is not None:
-            if override_sae.cfg.d_in != self.cfg.d_in:
+        trained = override_sae
+        path = self.cfg.from_pretrained_path
+        if trained is None and path is not None:
+            trained = TrainingSAE.load_from_pretrained(path, self.cfg.device)
+        if trained is not None:
+            if trained.cfg.d_in != self.cfg.d_in:
+                what = "that was passed" if override_sae is not None else f"in {path}"
                 raise ValueError(
-                    f"The SAE that was passed has d_in={override_sae.cfg.d_in}, the config "
+                    f"The SAE {what} has d_in={trained.cfg.d_in}, the config "
                     f"d_in={self.cfg.d_in}; make them equal."
                 )
-            return override_sae
-        if self.cfg.from_pretrained_path is not None:
-            return TrainingSAE.load_from_pretrained(self.cfg.from_pretrained_path, self.cfg.device)
+            return trained
         self.sae = TrainingSAE(self.cfg.training_sae_config())
         self._init_sae_group_b_decs()
         return self.sae

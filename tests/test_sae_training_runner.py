@@ -291,8 +291,14 @@ def test_an_unwritable_checkpoint_folder_is_refused_before_anything_is_loaded(
         SAETrainingRunner(cfg)
 
 
-def test_an_sae_of_another_width_is_refused(make_config: Any, model: Any, rows: Dataset) -> None:
+def test_an_sae_of_another_width_is_refused(
+    make_config: Any, model: Any, rows: Dataset, tmp_path: Path
+) -> None:
     other = TrainingSAE(TopKTrainingSAEConfig(d_in=9, d_sae=18, k=2))
+    other.save_model(tmp_path / "other")
+    cfg = make_config(from_pretrained_path=str(tmp_path / "other"))
+    with pytest.raises(ValueError, match="other has d_in=9"):
+        SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
     with pytest.raises(ValueError, match="d_in=9"):
         SAETrainingRunner(
             make_config(), override_dataset=rows, override_model=model, override_sae=other

@@ -148,6 +148,8 @@ class LanguageModelSAERunnerConfig:
         llm_device: where the language model runs, if not on device.
         log_weights_to_wandb: log the SAE's weights with each checkpoint.
         log_to_jsonl: file to which everything logged is appended as JSON lines.
+        sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
+            by the measured density ("auto"); the numbers are the same.
     """
 
     model_name: str = "gelu-2l"
@@ -258,6 +260,7 @@ class LanguageModelSAERunnerConfig:
     llm_device: str | None = field(default=None, kw_only=True)
     log_weights_to_wandb: bool = field(default=True, kw_only=True)
     log_to_jsonl: str | None = field(default=None, kw_only=True)
+    sparse_kernels: str = field(default="auto", kw_only=True)
 
     def __post_init__(self) -> None:
         named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))
@@ -274,6 +277,18 @@ class LanguageModelSAERunnerConfig:
         """Whole batches in the total."""
         return self.total_training_tokens // self.train_batch_size_tokens
 
+    # An SAE may be made with this config as its own; it then asks for two fields by these names.
+
+    @property
+    def activation_fn_str(self) -> str:
+        """The same as `activation_fn`."""
+        return self.activation_fn
+
+    @property
+    def finetuning_scaling_factor(self) -> bool:
+        """Whether the SAE has a factor for fine-tuning."""
+        return self.finetuning_method is not None
+
     # -- the parts that this config is composed of ------------------------------------------------
 
     def get_base_sae_cfg_dict(self) -> dict[str, Any]:
@@ -287,8 +302,8 @@ class LanguageModelSAERunnerConfig:
         )  # fmt: skip
         return {
             **{name: getattr(self, name) for name in names},
-            "activation_fn_str": self.activation_fn,
-            "finetuning_scaling_factor": self.finetuning_method is not None,
+            "activation_fn_str": self.activation_fn_str,
+            "finetuning_scaling_factor": self.finetuning_scaling_factor,
         }
 
     def get_training_sae_cfg_dict(self) -> dict[str, Any]:

@@ -35,6 +35,8 @@ class SAETrainerConfig:
         logger: what is logged, and where.
         n_batches_for_norm_estimate: batches from which the mean norm of the activations is
             estimated, where the SAE's config asks for scaling.
+        sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
+            by the measured density ("auto"); the numbers are the same.
     """
 
     total_training_samples: int
@@ -56,8 +58,10 @@ class SAETrainerConfig:
     save_final_checkpoint: bool = False
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
     n_batches_for_norm_estimate: int = 1000
+    sparse_kernels: str = "auto"
 
     def __post_init__(self) -> None:
+        check_sparse_kernels(self.sparse_kernels)
         for name in (
             "total_training_samples",
             "train_batch_size_samples",

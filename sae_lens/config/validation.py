@@ -13,6 +13,7 @@ from typing import Any
 
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.hook_names import layer_of
+from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.normalization import NORMALIZATION_KINDS
 
@@ -62,6 +63,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
         cfg.lr_end = cfg.lr / 10
     cfg.checkpoint_path = _folder_of_the_run(cfg.checkpoint_path, cfg.wandb_id)
     _refuse_numbers_out_of_range(cfg)
+    check_sparse_kernels(cfg.sparse_kernels)
     if cfg.verbose:
         _log_summary(cfg)
     if cfg.use_ghost_grads:
@@ -81,8 +83,7 @@ def _plain_values(cfg: Any) -> None:
         cfg.normalize_activations = (
             "expected_average_only_in" if cfg.normalize_activations else "none"
         )
-    if isinstance(cfg.seqpos_slice, list):
-        cfg.seqpos_slice = tuple(cfg.seqpos_slice)
+    cfg.seqpos_slice = (None,) if cfg.seqpos_slice is None else tuple(cfg.seqpos_slice)
 
 
 def _refuse_resume(cfg: Any) -> None:

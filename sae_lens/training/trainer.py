@@ -113,6 +113,8 @@ class SAETrainer(FiringStatisticsNames):
                 ensure_writable(self.cfg.checkpoint_path)
 
         _update_sae_lens_training_version(self.sae)
+        if getattr(self.cfg, "sparse_kernels", "auto") != "auto":
+            self.sae.sparse_kernels = self.cfg.sparse_kernels
         self._finetuning_method = getattr(self.cfg, "finetuning_method", None)
         if self._finetuning_method is not None:
             add_scaling_factor(self.sae)

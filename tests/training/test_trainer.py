@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig, SAETrainerConfig
+from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import (
     SAE,
     JumpReLUTrainingSAEConfig,
@@ -233,6 +234,28 @@ def test_a_trainer_without_a_runner_saves_where_its_config_says(tmp_path: Path) 
     x = torch.randn(3, D_IN)
     loaded = SAE.load_from_disk(tmp_path / "c" / "final_128")
     torch.testing.assert_close(loaded.eval()(x), sae.eval()(x))
+
+
+def test_a_runner_config_may_be_the_config_of_the_sae(tmp_path: Path) -> None:
+    cfg = config(
+        checkpoint_path=str(tmp_path), architecture="gated", wandb_id="run",
+        model_from_pretrained_kwargs={},
+    )  # fmt: skip
+    sae = TrainingSAE(cfg)  # type: ignore[arg-type]
+    feed = Feed()
+    SAETrainer(None, sae, feed, SAETrainingRunner.save_checkpoint, cfg).fit()
+    loaded = SAE.load_from_disk(tmp_path / "run" / "final_320").eval()
+    x = torch.randn(3, D_IN)
+    torch.testing.assert_close(loaded(x), sae.eval()(x))
+
+
+def test_a_store_may_be_the_source_of_the_second_form() -> None:
+    feed = Feed(scale=4.0, factor=0.25)
+    sae = TrainingSAE(StandardTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    cfg = SAETrainerConfig(total_training_samples=BATCH * 8, train_batch_size_samples=BATCH)
+    SAETrainer(cfg, sae, feed).fit()
+    assert feed.n_served == 8
+    assert feed.estimated_norm_scaling_factor is None
 
 
 def test_nothing_is_written_without_a_folder(
