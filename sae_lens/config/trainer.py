@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sae_lens.config.logging import LoggingConfig
+from sae_lens.kernels.dispatch import check_sparse_kernels
 
 
 @dataclass
