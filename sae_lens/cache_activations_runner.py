@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -203,16 +204,25 @@ class CacheActivationsRunner:
         tokens = self._token_rows(folder)
         per_shard = self.cfg.n_seq_in_buffer
         starts = range(0, len(tokens), per_shard)
-        with tqdm(total=len(tokens), desc="Caching activations", unit="rows") as progress:
+        with (
+            ThreadPoolExecutor(max_workers=1) as background,
+            tqdm(total=len(tokens), desc="Caching activations", unit="rows") as progress,
+        ):
             for index, start in enumerate(starts):
                 stop = min(start + per_shard, len(tokens))
                 if folder.has_shard(index, stop - start):
                     progress.update(stop - start)
                     continue
                 with new_shard(folder.shard(index), self.features) as shard:
+                    writing = None  # goes on in the background while the model runs
                     for rows in self._batches(start, stop, len(tokens)):
-                        shard.write(self._rows_of(tokens[rows]))
+                        table = self._rows_of(tokens[rows])
+                        if writing is not None:
+                            writing.result()
+                        writing = background.submit(shard.write, table)
                         progress.update(len(rows))
+                    if writing is not None:
+                        writing.result()
 
     def _check_model(self) -> None:
         """Run one token, so that a wrong hook or width is known before all tokens are collected."""

@@ -439,6 +439,53 @@ def test_reading_a_cache_of_something_else(tmp_path: Path, model: Any) -> None:
             ActivationsStore.from_cache_activations(model, other)
 
 
+# -- the hub ---------------------------------------------------------------------------------------
+
+
+def test_pushing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: list[Any] = []
+    files: list[dict[str, Any]] = []
+
+    class Api:
+        def upload_file(self, **kwargs: Any) -> None:
+            files.append(kwargs)
+
+    def push_to_hub(dataset: Dataset, repo_id: str, **kwargs: Any) -> None:
+        pushed.append((repo_id, len(dataset), kwargs))
+
+    monkeypatch.setattr(Dataset, "push_to_hub", push_to_hub)
+    monkeypatch.setattr(cache_activations_runner, "HfApi", Api)
+    cfg = make_cfg(
+        tmp_path, hf_repo_id="me/cache", hf_num_shards=2, hf_revision="b", hf_is_private_repo=True
+    )
+    CacheActivationsRunner(cfg).run()
+    assert pushed == [("me/cache", N_ROWS, {"num_shards": 2, "private": True, "revision": "b"})]
+    (file,) = files
+    assert file["path_in_repo"] == "cache_activations_runner_cfg.json"
+    assert (file["repo_id"], file["repo_type"], file["revision"]) == ("me/cache", "dataset", "b")
+    uploaded = file["path_or_fileobj"].decode()
+    assert uploaded.startswith('{\n  "dataset_path"')
+    assert CacheActivationsRunnerConfig(**json.loads(uploaded)) == cfg
+
+
+def test_a_failed_push_leaves_the_whole_cache(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import requests
+    from huggingface_hub.errors import HfHubHTTPError
+
+    response = requests.Response()
+    response.status_code = 500
+
+    def push_to_hub(*_: Any, **__: Any) -> None:
+        raise HfHubHTTPError("no", response=response)
+
+    monkeypatch.setattr(Dataset, "push_to_hub", push_to_hub)
+    with pytest.raises(ConnectionError, match="answered 500; try again later.*Nothing is lost"):
+        CacheActivationsRunner(make_cfg(tmp_path, hf_repo_id="me/cache")).run()
+    assert len(load_from_disk(str(tmp_path / "cache"))) == N_ROWS
+
+
 # -- stopping and going on -------------------------------------------------------------------------
 
 
