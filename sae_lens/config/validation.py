@@ -20,6 +20,7 @@ from sae_lens.saes.normalization import NORMALIZATION_KINDS
 logger = logging.getLogger(__name__)
 
 B_DEC_INIT_METHODS = ("geometric_median", "mean", "zeros")
+_MAY_BE_LISTS = ("seqpos_slice", "exclude_special_tokens")
 FINETUNING_METHODS = (None, "scale", "decoder", "unrotated_decoder")
 
 _ID_LETTERS = string.ascii_lowercase + string.digits
@@ -37,6 +38,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
     Raises:
         ValueError: naming the values that do not go together and what to do.
     """
+    _refuse_lists(cfg)
     _plain_values(cfg)
     if "hook_layer" not in named:
         cfg.hook_layer = layer_of(cfg.hook_name)
@@ -73,6 +75,19 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
     _validate_seqpos(cfg.seqpos_slice, cfg.context_size)
     _refuse_bad_token_ids(cfg.exclude_special_tokens)
     _warn_of_fields_without_effect(cfg)
+
+
+def _refuse_lists(cfg: Any) -> None:
+    lists = [
+        name
+        for name, value in vars(cfg).items()
+        if isinstance(value, list) and name not in _MAY_BE_LISTS
+    ]
+    if lists:
+        raise ValueError(
+            f"{', '.join(lists)}: lists of hyper-parameters in one config are not supported any "
+            "more. Make one config for each value and run them one by one."
+        )
 
 
 def _plain_values(cfg: Any) -> None:

@@ -235,3 +235,9 @@ def test_early_modules_lead_to_the_same_objects(module: str, name: str, home: st
 
     early = getattr(importlib.import_module(f"sae_lens.training.{module}"), name)
     assert early is getattr(importlib.import_module(home), name)
+
+
+@pytest.mark.parametrize("name", ["lr", "l1_coefficient", "hook_layer", "expansion_factor"])
+def test_lists_of_hyper_parameters_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{name}: lists of hyper-parameters"):
+        LanguageModelSAERunnerConfig(**{name: [1, 2]})
