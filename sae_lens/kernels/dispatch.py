@@ -20,7 +20,7 @@ SparseKernels = Literal["auto", "dense", "sparse"]
 _SPARSE_BELOW = 0.05
 _DENSE_ABOVE = 0.08
 # Multiplications in the encoder's product below which the sparse form's overhead is not won back.
-_SMALLEST_WORK = 1 << 29
+_SMALLEST_WORK = 1 << 28
 # While dense, the share is measured once in so many steps.
 _STEPS_BETWEEN_MEASUREMENTS = 10
 
@@ -41,9 +41,7 @@ class SparseChoice:
     steps_until_measurement: int = 0
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(SparseKernels):
-            allowed = ", ".join(get_args(SparseKernels))
-            raise ValueError(f"sparse_kernels is {self.mode!r}; allowed are {allowed}.")
+        check_sparse_kernels(self.mode)
 
     def observe(self, density: float) -> None:
         """Take note of a measured share of active entries."""
@@ -67,6 +65,13 @@ class SparseChoice:
             return False
         self.is_sparse = density < (_DENSE_ABOVE if self.is_sparse else _SPARSE_BELOW)
         return self.is_sparse
+
+
+def check_sparse_kernels(mode: str) -> None:
+    """`ValueError` unless `mode` is one of the three."""
+    if mode not in get_args(SparseKernels):
+        allowed = ", ".join(get_args(SparseKernels))
+        raise ValueError(f"sparse_kernels is {mode!r}; allowed are {allowed}.")
 
 
 def is_worth_choosing(batch: int, d_in: int, d_sae: int) -> bool:

@@ -15,6 +15,9 @@ _WITHOUT_VALUES: ContextVar[bool] = ContextVar("sae_weights_without_values", def
 # Rows of norm zero belong to features that do nothing; dividing them by this keeps them so.
 _SMALLEST_NORM = 1e-30
 
+# Passes over a decoder that need a temporary go piece by piece: 1 MiB of float32 stays in the cache.
+_ELEMENTS_PER_PIECE = 1 << 18
+
 
 @contextmanager
 def weights_without_values() -> Iterator[None]:
@@ -106,5 +109,7 @@ def remove_parallel_component_(
     Bricken et al. 2023, "Towards Monosemanticity", appendix "Advice for Training Sparse
     Autoencoders": otherwise the optimiser works against the renormalisation of the rows.
     """
-    parallel = (gradient * W_dec).sum(dim=-1, keepdim=True)
-    gradient.addcmul_(parallel, W_dec, value=-1.0)
+    n_rows = max(1, _ELEMENTS_PER_PIECE // max(W_dec.shape[1], 1))
+    for piece, rows in zip(gradient.split(n_rows), W_dec.split(n_rows), strict=True):
+        parallel = (piece * rows).sum(dim=-1, keepdim=True)
+        piece.addcmul_(parallel, rows, value=-1.0)

@@ -256,3 +256,23 @@ def test_a_copy_or_pickle_of_an_sae_trains_on() -> None:
     assert again.sparse_kernels == "sparse"
     assert again.training_forward_pass(activations(), 0.1).feature_acts.is_sparse
     assert "workspace" not in " ".join(sae.state_dict())
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
+def test_training_ends_at_the_same_loss_in_both_forms(architecture: str) -> None:
+    """Two hundred steps of Adam; the forms differ by the order of additions alone."""
+
+    def final_loss(mode: str) -> float:
+        sae = make_training_sae(architecture, dtype="float64", jumprelu_bandwidth=0.05).train()
+        sae.sparse_kernels = mode  # type: ignore[assignment]
+        optimizer = torch.optim.Adam(sae.parameters(), lr=3e-3)
+        for step in range(200):
+            x = activations(16, seed=step, dtype=torch.float64)
+            output = sae.training_forward_pass(x, 0.1)
+            output.loss.backward()
+            optimizer.step()
+            sae.recycle_gradients()
+            optimizer.zero_grad()
+        return output.loss.item()
+
+    assert final_loss("sparse") == pytest.approx(final_loss("dense"), rel=1e-6)
