@@ -15,7 +15,7 @@ _WITHOUT_VALUES: ContextVar[bool] = ContextVar("sae_weights_without_values", def
 # Rows of norm zero belong to features that do nothing; dividing them by this keeps them so.
 _SMALLEST_NORM = 1e-30
 
-# Passes over a decoder that need a temporary go piece by piece: 1 MiB of float32 stays in the cache.
+# Passes over a decoder that need a temporary go piece by piece; 1 MiB of float32 stays in cache.
 _ELEMENTS_PER_PIECE = 1 << 18
 
 
