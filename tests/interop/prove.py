@@ -2,9 +2,9 @@
 
     python tests/interop/prove.py [--venvs DIRECTORY] [--write-docs]
 
-For each release it makes a virtual environment (once), has the original write SAEs that this library
-reads, and has this library write SAEs that the original reads; every time the numbers are compared.
-Needs a package index. The exit code is 0 when everything that should be equal is.
+For each release it makes a virtual environment (once), has the original write SAEs that this
+library reads, and has this library write SAEs that the original reads; every time the numbers are
+compared. Needs a package index. The exit code is 0 when everything that should be equal is.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCS = ROOT / "docs" / "interop.md"
 # release -> what pip needs to be told besides
 RELEASES: dict[str, list[str]] = {
     "5.2.1": ["numpy<2", "pyarrow<20", "wandb<0.18"],
-    "5.11.0": [],
+    "5.11.0": ["pyarrow<20"],
     "6.54.12": [],
 }
 TORCH = "torch==2.13.0"
