@@ -707,8 +707,8 @@ def multiple_evals(
     n_eval_reconstruction_batches: int,
     n_eval_sparsity_variance_batches: int,
     eval_batch_size_prompts: int = 8,
-    datasets: Sequence[str] = ("Skylion007/openwebtext", "lighteval/MATH"),
-    ctx_lens: Sequence[int] = (128,),
+    datasets: Sequence[str] | None = None,
+    ctx_lens: Sequence[int] | None = None,
     output_dir: str = "eval_results",
     verbose: bool = False,
     eval_config: EvalConfig | None = None,
@@ -723,8 +723,8 @@ def multiple_evals(
         n_eval_reconstruction_batches: see `EvalConfig`.
         n_eval_sparsity_variance_batches: see `EvalConfig`.
         eval_batch_size_prompts: prompts per batch.
-        datasets: paths of datasets.
-        ctx_lens: context lengths.
+        datasets: paths of datasets; by default Skylion007/openwebtext and lighteval/MATH.
+        ctx_lens: context lengths; by default 128 alone.
         output_dir: where the results go.
         verbose: show progress within each SAE.
         eval_config: what to compute, everything by default.
@@ -749,6 +749,8 @@ def multiple_evals(
         ),
         include_misc_metrics=True,
     )
+    datasets = ("Skylion007/openwebtext", "lighteval/MATH") if datasets is None else datasets
+    ctx_lens = (128,) if ctx_lens is None else ctx_lens
     device = default_device()
     models = _LastModel(device)
     results: list[dict[str, Any]] = []

@@ -8,12 +8,14 @@ from sae_lens.constants import (
     SPARSITY_FILENAME,
 )
 from sae_lens.loading.disk import sae_lens_disk_loader
+from sae_lens.loading.pretrained_sae_loaders import NAMED_PRETRAINED_SAE_LOADERS
 from sae_lens.saes import SAE, SAEConfig
 from sae_lens.saes.activation_fns import TopK, get_activation_fn
 from sae_lens.saes.base import _disable_hooks
 
 __all__ = [
     "DTYPE_MAP",
+    "NAMED_PRETRAINED_SAE_LOADERS",
     "SAE",
     "SAE_CFG_FILENAME",
     "SAE_WEIGHTS_FILENAME",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -73,7 +73,7 @@ class ToyModelSAERunnerConfig:
     wandb_entity: str | None = None
     wandb_log_frequency: int = 50
 
-    device: str = field(default_factory=lambda: "cuda" if torch.cuda.is_available() else "cpu")
+    device: str = "cpu"
     seed: int = 42
     checkpoint_path: str = "checkpoints"
     dtype: str | torch.dtype = "float32"

@@ -139,19 +139,24 @@ def locate(release: str, sae_id: str) -> Located:
     )
 
 
-def get_conversion_loader_name(release: Any) -> str:
-    """Name of the format of a release, given by name or as a `PretrainedSAELookup`.
+def get_conversion_loader_name(release: Any = None, *, sae_info: Any = None) -> str:
+    """Name of the format of a release.
+
+    Args:
+        release: the release's name, or its `PretrainedSAELookup`.
+        sae_info: the same under the name that 5.2 gave it.
 
     Raises:
         ValueError: for a format that this version does not know.
     """
-    if isinstance(release, str):
-        known = directory.registry().get(release)
+    wanted = release if sae_info is None else sae_info
+    if isinstance(wanted, str):
+        known = directory.registry().get(wanted)
         name = known.conversion_func if known else None
-    elif isinstance(release, Mapping):
-        name = release.get("conversion_func")
+    elif isinstance(wanted, Mapping):
+        name = wanted.get("conversion_func")
     else:
-        name = getattr(release, "conversion_func", None)
+        name = getattr(wanted, "conversion_func", None)
     name = name or DEFAULT_FORMAT
     if name not in CONVERTERS:
         raise ValueError(

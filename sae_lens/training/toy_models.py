@@ -230,15 +230,30 @@ class ReluOutputModel(HookedToyModel):
 
 
 class ReluOutputModelCE(ReluOutputModel):
-    """The same model, trained to say which feature is the strongest (cross-entropy)."""
+    """The same model, trained to say which feature is the strongest (cross-entropy).
+
+    Args:
+        cfg: the sizes.
+        device: where it lies.
+        extra_feature_value: what one feature gets in a sample where none is present, so that there
+            is a strongest one.
+    """
+
+    def __init__(
+        self,
+        cfg: ToyConfig,
+        device: torch.device = torch.device("cpu"),  # noqa: B008  (immutable)
+        extra_feature_value: float = 1e-6,
+    ):
+        super().__init__(cfg, device=device)
+        self.extra_feature_value = extra_feature_value
 
     def generate_batch(self, batch_size: int) -> Float[Tensor, "batch_size features"]:
         """Random features; where none is present one is, so that there is a strongest."""
         batch = super().generate_batch(batch_size)
         lone = torch.randint(batch.shape[1], (batch_size,), device=batch.device)
-        magnitude = self._draw(batch_size)
         nothing = (batch == 0).all(dim=1)
-        batch[nothing, lone[nothing]] = magnitude[nothing]
+        batch[nothing, lone[nothing]] = self.extra_feature_value
         return batch
 
     def calculate_loss(
