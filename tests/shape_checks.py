@@ -23,9 +23,7 @@ def names_a_shape(hint: Any) -> bool:
 
 def check_shapes(function: Callable[..., Any]) -> Callable[..., Any]:
     """A type checker for `jaxtyping.install_import_hook`."""
-    hints = {
-        name: hint for name, hint in function.__annotations__.items() if names_a_shape(hint)
-    }
+    hints = {name: hint for name, hint in function.__annotations__.items() if names_a_shape(hint)}
     if not hints:
         return function
     signature = inspect.signature(function)
