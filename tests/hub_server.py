@@ -109,7 +109,10 @@ class HubServer:
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self.server.daemon_threads = True
-        self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
+        port = self.server.server_address[1]
+        self.url = f"http://127.0.0.1:{port}"
+        # Large files lie on another host, as the hub's do.
+        self.cdn_url = f"http://localhost:{port}"
         self.thread = threading.Thread(target=self.server.serve_forever, args=(0.02,), daemon=True)
 
     def __enter__(self) -> HubServer:
@@ -277,7 +280,8 @@ class _Handler(BaseHTTPRequestHandler):
         repo = f"{asked.get('organization') or 'tester'}/{asked['name']}"
         if repo in hub.repositories:
             return _Answer(409, {"error": "exists", "url": f"{hub.url}/{repo}"})
-        hub.repositories[repo] = Repository(bool(asked.get("private")))
+        private = asked.get("private") or asked.get("visibility") == "private"
+        hub.repositories[repo] = Repository(bool(private))
         return _Answer(200, {"url": f"{hub.url}/{repo}", "name": repo})
 
     def _info(self, repo: str, token: str | None, revision: str | None = None, **_: Any) -> _Answer:
@@ -304,7 +308,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _Answer(
             302,
             b"",
-            Location=f"{self.server_hub.url}/cdn/{sha256(data)}/{file}",
+            Location=f"{self.server_hub.cdn_url}/cdn/{sha256(data)}/{file}",
             X_Repo_Commit=oid,
             X_Linked_Etag=f'"{sha256(data)}"',
             X_Linked_Size=str(len(data)),

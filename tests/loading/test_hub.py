@@ -40,10 +40,13 @@ def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> N
     """What HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE=0 do when they are set before import."""
     monkeypatch.setattr(hub_constants, "ENDPOINT", url)
     template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+    for module in (hub_constants, huggingface_hub.file_download):
+        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
+            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
     monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(cache))
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(hub_constants, "HF_HUB_ETAG_TIMEOUT", 5)
+    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True, raising=False)
     monkeypatch.setattr(hub.HfApi, "__init__", _api_at(url))
     _reset_sessions()
 
@@ -257,15 +260,35 @@ def test_a_wrong_hash_is_noticed_and_not_kept(server: HubServer, tmp_path: Path,
     load(checkpoint.repo_id, checkpoint.path)
 
 
-def test_a_busy_hub_is_asked_again(
-    server: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    waits: list[float] = []
-    monkeypatch.setattr(hub.time, "sleep", waits.append)
+def test_a_busy_hub_is_asked_again(server: HubServer, tmp_path: Path) -> None:
     checkpoint = publish(server, sae_lens_flat, tmp_path / "files")
     server.faults = [Fault("cfg.json", 429, times=2, headers={"Retry_After": "7"})]
     load(checkpoint.repo_id, checkpoint.path)
-    assert [wait for wait in waits if wait == 7.0] == [7.0, 7.0]
+    assert [r.status for r in server.requests if r.path.endswith("cfg.json")][:2] == [429, 429]
+
+
+def test_the_wait_is_what_the_hub_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(hub.time, "sleep", waits.append)
+    answers = iter([429, 429, 200])
+
+    def call() -> str:
+        status = next(answers)
+        if status == 200:
+            return "done"
+        error = OSError("busy")
+        error.response = Answer(status, {"Retry-After": "7"})  # type: ignore[attr-defined]
+        raise error
+
+    assert hub.with_retries(call) == "done"
+    assert waits == [7.0, 7.0]
+
+
+class Answer:
+    """What errors of the client library carry."""
+
+    def __init__(self, status_code: int, headers: dict[str, str]) -> None:
+        self.status_code, self.headers = status_code, headers
 
 
 def test_a_passing_server_error_is_survived(server: HubServer, tmp_path: Path) -> None:
@@ -283,17 +306,16 @@ def test_a_hub_that_stays_down(server: HubServer, tmp_path: Path) -> None:
 
 
 def test_retry_after_is_bounded_and_may_be_a_date() -> None:
-    class Response:
-        status_code = 429
-        headers = {"Retry-After": "86400"}
-
     error = OSError("busy")
-    error.response = Response()  # type: ignore[attr-defined]
+    error.response = Answer(429, {"Retry-After": "86400"})  # type: ignore[attr-defined]
     assert hub._seconds_to_wait(error, 0) == hub.LONGEST_WAIT_SECONDS
-    Response.headers = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}
+    error.response.headers = {"Retry-After": "Wed, 21 Oct 2015 07:28:00 GMT"}  # type: ignore[attr-defined]
     assert hub._seconds_to_wait(error, 3) == 8.0
-    Response.status_code = 404
+    error.response.status_code = 404  # type: ignore[attr-defined]
     assert hub._seconds_to_wait(error, 0) is None
+    error.response.status_code = 503  # type: ignore[attr-defined]
+    assert hub._seconds_to_wait(error, 0) is None
+    assert hub._seconds_to_wait(error, 0, server_errors=True) == 1.0
 
 
 def test_no_connection_at_all(server: HubServer) -> None:
