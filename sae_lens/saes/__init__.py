@@ -6,7 +6,12 @@ from sae_lens.registry import (
     register_sae_class,
     register_sae_training_class,
 )
-from sae_lens.saes.abs_topk import AbsTopKSAE, AbsTopKSAEConfig
+from sae_lens.saes.abs_topk import (
+    AbsTopKSAE,
+    AbsTopKSAEConfig,
+    AbsTopKTrainingSAE,
+    AbsTopKTrainingSAEConfig,
+)
 from sae_lens.saes.base import SAE
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.config import SAEConfig, SAEMetadata, TrainingSAEConfig
@@ -28,7 +33,16 @@ from sae_lens.saes.jumprelu_transcoder import (
     JumpReLUTranscoder,
     JumpReLUTranscoderConfig,
 )
-from sae_lens.saes.matching_pursuit import MatchingPursuitSAE, MatchingPursuitSAEConfig
+from sae_lens.saes.matching_pursuit import (
+    MatchingPursuitSAE,
+    MatchingPursuitSAEConfig,
+    MatchingPursuitTrainingSAE,
+    MatchingPursuitTrainingSAEConfig,
+)
+from sae_lens.saes.matryoshka_batch_topk import (
+    MatryoshkaBatchTopKTrainingSAE,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+)
 from sae_lens.saes.standard import (
     StandardSAE,
     StandardSAEConfig,
@@ -54,6 +68,8 @@ __all__ = [
     "SAE",
     "AbsTopKSAE",
     "AbsTopKSAEConfig",
+    "AbsTopKTrainingSAE",
+    "AbsTopKTrainingSAEConfig",
     "BatchTopKTrainingSAE",
     "BatchTopKTrainingSAEConfig",
     "GatedSAE",
@@ -70,6 +86,10 @@ __all__ = [
     "JumpReLUTranscoderConfig",
     "MatchingPursuitSAE",
     "MatchingPursuitSAEConfig",
+    "MatchingPursuitTrainingSAE",
+    "MatchingPursuitTrainingSAEConfig",
+    "MatryoshkaBatchTopKTrainingSAE",
+    "MatryoshkaBatchTopKTrainingSAEConfig",
     "SAEConfig",
     "SAEMetadata",
     "SkipTranscoder",

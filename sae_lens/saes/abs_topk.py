@@ -3,7 +3,8 @@
     h = (x - b_dec) W_enc + b_enc,  f = h where |h| is among the k largest, zero elsewhere
 
 Zhu et al. 2025, "AbsTopK: Rethinking Sparse Autoencoders For Bidirectional Features"
-(arXiv:2510.00404): a feature and its opposite share one direction. Features may be negative.
+(arXiv:2510.00404), section 3: a feature and its opposite share one direction. Features may be
+negative. Trained like topk; the auxiliary loss selects among dead features by absolute value too.
 """
 
 from __future__ import annotations
@@ -14,14 +15,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_lens.registry import register_sae_class
+from sae_lens.kernels.active_entries import ActiveEntries
+from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.encoder_product import encoder_product
+from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
-from sae_lens.saes.topk import TopKSAE, TopKSAEConfig
+from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
 
 
 @dataclass(kw_only=True)
 class AbsTopKSAEConfig(TopKSAEConfig):
     """Config of an `AbsTopKSAE`."""
+
+    architecture: str = "abstopk"
+
+
+@dataclass(kw_only=True)
+class AbsTopKTrainingSAEConfig(TopKTrainingSAEConfig):
+    """Config of an `AbsTopKTrainingSAE`: that of topk."""
 
     architecture: str = "abstopk"
 
@@ -43,5 +54,38 @@ class AbsTopKSAE(TopKSAE):
     def _make_activation_fn(self) -> nn.Module:
         return AbsTopK(self.cfg.activation_fn_kwargs["k"])
 
+    def selection_rank(self, hidden_pre: Tensor) -> Tensor:
+        """Absolute values."""
+        return hidden_pre.abs()
+
+
+class AbsTopKTrainingSAE(TopKTrainingSAE, AbsTopKSAE):
+    """See the module's text."""
+
+    architecture = "abstopk"
+
+    def selection_rank(self, hidden_pre: Tensor) -> Tensor:
+        """Absolute values."""
+        return hidden_pre.abs()
+
+    # -- the sparse form --------------------------------------------------------------------------
+
+    def has_sparse_form(self) -> bool:
+        """With this architecture's own selection."""
+        return type(self.activation_fn) is AbsTopK
+
+    def selected_features(self, hidden_pre: Tensor) -> Tensor:
+        """The pre-activations, with their signs."""
+        return hidden_pre
+
+    def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
+        hidden = encoder_product(centred_in, self.W_enc, self.b_enc, self._workspace)
+        rank = hidden.abs() if scale is None else hidden.abs() * scale
+        cols = rank.topk(self._selection.k, dim=-1, sorted=False).indices.sort(dim=-1).values
+        rows = torch.arange(len(cols), device=cols.device).repeat_interleave(cols.shape[1])
+        values = hidden.gather(-1, cols).flatten().to(centred_in.dtype)
+        return ActiveEntries(ActiveSet(rows, cols.flatten(), hidden.shape), values)
+
 
 register_sae_class("abstopk", AbsTopKSAE, AbsTopKSAEConfig)
+register_sae_training_class("abstopk", AbsTopKTrainingSAE, AbsTopKTrainingSAEConfig)

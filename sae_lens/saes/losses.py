@@ -53,11 +53,16 @@ def topk_aux_acts(
     k_aux: int,
     hidden_pre: Float[Tensor, "batch d_sae"],
     dead_neuron_mask: Bool[Tensor, " d_sae"],
+    selection_rank: Callable[[Tensor], Tensor] | None = None,
 ) -> Float[Tensor, "batch d_sae"]:
-    """Each token's `k_aux` largest raw pre-activations among dead features; zero elsewhere."""
-    among_dead = hidden_pre.masked_fill(~dead_neuron_mask, -torch.inf)
+    """Each token's `k_aux` largest raw pre-activations among dead features; zero elsewhere.
+
+    `selection_rank` says what "largest" means, from pre-activations; themselves by default.
+    """
+    rank = hidden_pre if selection_rank is None else selection_rank(hidden_pre)
+    among_dead = rank.masked_fill(~dead_neuron_mask, -torch.inf)
     top = torch.topk(among_dead, k=k_aux, dim=-1, sorted=False)
-    return torch.zeros_like(hidden_pre).scatter(-1, top.indices, top.values)
+    return torch.zeros_like(hidden_pre).scatter(-1, top.indices, hidden_pre.gather(-1, top.indices))
 
 
 def ghost_grad_loss(

@@ -5,7 +5,8 @@
 Costa et al. 2025, "From Flat to Hierarchical: Extracting Sparse Representations with Matching
 Pursuit" (arXiv:2506.03093). The encoder is the decoder's transpose. A token is done when the norm
 of its residual is below `residual_threshold`, when nothing more correlates with it, after
-`max_iterations` (d_in by default), or after a feature was chosen for the second time.
+`max_iterations` (d_in by default), or after a feature was chosen for the second time. The only loss
+is the mean squared error; gradients pass through the values, not through the choices.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_lens.registry import register_sae_class
+from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.base import SAE
-from sae_lens.saes.config import ArchitectureSAEConfig
+from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.saes.training_step import TrainingEncoding, TrainStepInput
 
 
 @dataclass(kw_only=True)
@@ -42,6 +45,15 @@ class MatchingPursuitSAEConfig(ArchitectureSAEConfig):
         "max_iterations",
         "stop_on_duplicate_support",
     )
+
+
+@dataclass(kw_only=True)
+class MatchingPursuitTrainingSAEConfig(MatchingPursuitSAEConfig, ArchitectureTrainingSAEConfig):
+    """Config of a `MatchingPursuitTrainingSAE`.
+
+    The pursuit takes a share of `norm ** 2` of what it finds, so decoder rows that start at unit
+    norm (`decoder_init_norm=1.0`) learn faster than those of the common default.
+    """
 
 
 def matching_pursuit(
@@ -117,4 +129,39 @@ class MatchingPursuitSAE(SAE):
         self.cfg.normalize_activations = "none"
 
 
+class MatchingPursuitTrainingSAE(TrainingSAE, MatchingPursuitSAE):
+    """See the module's text."""
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Features of `x`, as in inference."""
+        return MatchingPursuitSAE.encode(self, x)
+
+    def encode_for_training(self, x: Tensor) -> TrainingEncoding:
+        """Features; there are no other pre-activations than they themselves."""
+        features = self.encode(x)
+        return TrainingEncoding(features, features)
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """None."""
+        return {}
+
+    def recycle_gradients(self) -> None:
+        """Drop the decoder's gradient and use its memory for the next step's."""
+        if self.W_dec.grad is not None:
+            self._workspace.give_back(self.W_dec.grad)
+            self.W_dec.grad = None
+
+    def _encoder_from_decoder(self) -> None:
+        """Nothing to do: the encoder is the decoder's transpose."""
+
+
 register_sae_class("matching_pursuit", MatchingPursuitSAE, MatchingPursuitSAEConfig)
+register_sae_training_class(
+    "matching_pursuit", MatchingPursuitTrainingSAE, MatchingPursuitTrainingSAEConfig
+)

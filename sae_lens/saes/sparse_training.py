@@ -61,7 +61,7 @@ def may_be_sparse(sae: TrainingSAE, step: TrainStepInput) -> bool:
         step.sae_in.ndim == 2
         and (
             sae.sparse_kernels == "sparse"
-            or is_worth_choosing(len(step.sae_in), sae.cfg.d_in, sae.cfg.d_sae)
+            or is_worth_choosing(sae.device, len(step.sae_in), sae.cfg.d_in, sae.cfg.d_sae)
         )
         and _formulas_are_the_architectures(type(sae))
         and sae.has_sparse_form()
@@ -74,9 +74,12 @@ def may_be_sparse(sae: TrainingSAE, step: TrainStepInput) -> bool:
 @cache
 def _formulas_are_the_architectures(sae_class: type) -> bool:
     for ancestor in sae_class.__mro__:
-        if "sparse_encode_for_training" in vars(ancestor):
+        own = vars(ancestor)
+        if "sparse_encode_for_training" in own:
             return True
-        if any(name in vars(ancestor) for name in _DENSE_FORMULAS):
+        # a class that brings its losses in both forms has not changed one behind the other's back
+        paired = {"auxiliary_losses"} if "sparse_auxiliary_losses" in own else set()
+        if any(name in own for name in _DENSE_FORMULAS if name not in paired):
             return False
     return False
 

@@ -98,6 +98,10 @@ class TopKSAE(SAE):
         check_k(self.cfg.activation_fn_kwargs["k"], self.cfg.d_sae)
         self.initialize_weights_basic()
 
+    def selection_rank(self, hidden_pre: Tensor) -> Tensor:
+        """By what features are selected: their (rescaled) pre-activation."""
+        return hidden_pre
+
     @property
     def rescales_acts(self) -> bool:
         """Whether features are selected by pre-activation times decoder norm."""
@@ -192,7 +196,8 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         v6 = getattr(self, "form", "v5") == "v6"
         k_full = (sae_in.shape[-1] if v6 else hidden_pre.shape[-1]) // 2
         scale = min(n_dead / k_full, 1.0)
-        aux_acts = topk_aux_acts(min(k_full, n_dead), hidden_pre, dead_neuron_mask)
+        selection = getattr(self, "selection_rank", None)  # 5.x calls this on any architecture
+        aux_acts = topk_aux_acts(min(k_full, n_dead), hidden_pre, dead_neuron_mask, selection)
         residual = (sae_in - sae_out).detach()
         if not v6:
             return scale * (self.decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
@@ -230,6 +235,10 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
             workspace=self._workspace,
         )
 
+    def selected_features(self, hidden_pre: Tensor) -> Tensor:
+        """Features from pre-activations that were selected."""
+        return torch.relu(hidden_pre)
+
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
         """The selected entries.
 
@@ -241,7 +250,7 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
             found = self._find_entries(centred(self, x), norms)
         active = found.active
         hidden = with_gradient(self, x, self.b_enc, found)
-        features = torch.relu(hidden)
+        features = self.selected_features(hidden)
         decoded = scaled_for_decoding(self, features, active.cols)
         if norms is not None:
             norms = norms[active.cols]
@@ -266,8 +275,12 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         W_dead = self.W_dec[dead]
         hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
         # as for the features themselves, the norm matters for the selection alone
-        rank = hidden_pre * row_norms(W_dead) if self.rescales_acts else hidden_pre
-        chosen = torch.topk(rank.detach(), min(k_full, len(dead)), dim=-1, sorted=False).indices
+        rank = hidden_pre.detach()
+        if self.rescales_acts:
+            norms = row_norms(W_dead.detach())
+            rank, hidden_pre = rank * norms, hidden_pre * (norms > 0)
+        rank = self.selection_rank(rank)
+        chosen = torch.topk(rank, min(k_full, len(dead)), dim=-1, sorted=False).indices
         acts = torch.zeros_like(hidden_pre).scatter(-1, chosen, hidden_pre.gather(-1, chosen))
         residual = (step.sae_in - decoding.sae_out).detach()
         recons = scaled_for_decoding(self, acts, dead) @ W_dead if not v6 else acts @ W_dead

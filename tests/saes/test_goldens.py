@@ -111,9 +111,7 @@ def test_training_step(path: Path):
     _check_gradients(sae, tensors, atol=2e-5, rtol=5e-4)
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in golden_cases("train6") if "matryoshka" not in p.stem], ids=_name
-)
+@pytest.mark.parametrize("path", golden_cases("train6"), ids=_name)
 def test_training_step_in_v6_form(path: Path):
     case, tensors = load_golden(path)
     sae = TrainingSAE.from_dict({**case["cfg"], "architecture": case["architecture"]})

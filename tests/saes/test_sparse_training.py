@@ -11,9 +11,11 @@ from torch import Tensor
 
 from sae_lens.kernels.dispatch import has_sparse_kernels
 from sae_lens.saes import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.abs_topk import AbsTopKTrainingSAEConfig
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAEConfig
 from sae_lens.saes.gated import GatedTrainingSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUTrainingSAEConfig
+from sae_lens.saes.matryoshka_batch_topk import MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.standard import StandardTrainingSAEConfig
 from sae_lens.saes.topk import TopKTrainingSAEConfig
 from tests.helpers import D_IN, D_SAE, NORMALIZATIONS, activations, make_training_sae, randomize
@@ -60,6 +62,21 @@ V6_CASES: list[Any] = [
     *[
         BatchTopKTrainingSAEConfig(**_SIZE, k=3.5, rescale_acts_by_decoder_norm=r)
         for r in (False, True)
+    ],
+    *[
+        AbsTopKTrainingSAEConfig(**_SIZE, k=4, rescale_acts_by_decoder_norm=r)
+        for r in (False, True)
+    ],
+    *[
+        MatryoshkaBatchTopKTrainingSAEConfig(
+            **_SIZE,
+            k=3.5,
+            matryoshka_widths=widths,
+            rescale_acts_by_decoder_norm=r,
+            use_matryoshka_aux_loss=r,
+        )
+        for r in (False, True)
+        for widths in ([6, 20, D_SAE], [D_SAE])
     ],
 ]
 

@@ -41,7 +41,13 @@ from tests.helpers import (
 )
 
 every_architecture = pytest.mark.parametrize("architecture", ARCHITECTURES)
-V6_ARCHITECTURES = (*ARCHITECTURES, "batchtopk")
+V6_ARCHITECTURES = (
+    *ARCHITECTURES,
+    "batchtopk",
+    "matryoshka_batchtopk",
+    "abstopk",
+    "matching_pursuit",
+)
 
 
 def make_v6(architecture: str, seed: int = 0, **fields) -> TrainingSAE:
@@ -49,6 +55,8 @@ def make_v6(architecture: str, seed: int = 0, **fields) -> TrainingSAE:
     sae_class, config_class = get_sae_training_class(architecture)
     if "topk" in architecture:
         fields = {"k": 5, **fields}
+    if architecture == "matryoshka_batchtopk":
+        fields = {"matryoshka_widths": [8, 20, D_SAE], **fields}
     sae = sae_class(config_class(d_in=D_IN, d_sae=D_SAE, **fields))
     randomize(sae)
     return sae
@@ -124,7 +132,7 @@ def test_v5_files_do_not_name_a_training_architecture(tmp_path: Path):
     assert '"training_architecture": "topk"' in (tmp_path / "cfg.json").read_text()
 
 
-@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
+@pytest.mark.parametrize("architecture", [*ARCHITECTURES, "abstopk", "matching_pursuit"])
 def test_inference_model_of_v6(architecture: str, tmp_path: Path):
     sae = make_v6(architecture).eval()
     sae.W_dec.data.mul_(torch.rand(D_SAE, 1) + 0.5)
@@ -134,8 +142,9 @@ def test_inference_model_of_v6(architecture: str, tmp_path: Path):
     assert_close(loaded(activations()), sae(activations()))
 
 
-def test_inference_model_of_batchtopk_is_jumprelu(tmp_path: Path):
-    sae = make_v6("batchtopk").eval()
+@pytest.mark.parametrize("architecture", ["batchtopk", "matryoshka_batchtopk"])
+def test_inference_model_of_batchtopk_is_jumprelu(architecture: str, tmp_path: Path):
+    sae = make_v6(architecture).eval()
     sae.topk_threshold.fill_(0.4)
     sae.W_dec.data.mul_(torch.rand(D_SAE, 1) * 4 + 0.5)
     sae.save_inference_model(tmp_path)
