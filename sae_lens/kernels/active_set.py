@@ -41,14 +41,19 @@ class ActiveSet:
         return _offsets(self.rows, self.shape[0])
 
     @cached_property
+    def _sorted_by_column(self) -> tuple[Tensor, Tensor]:
+        values, order = torch.sort(self.cols, stable=True)
+        return values, order
+
+    @cached_property
     def col_offsets(self) -> Int[Tensor, " n_cols_plus_one"]:
         """Where each column's entries begin when ordered by column."""
-        return _offsets(self.cols, self.shape[1])
+        return _offsets(self._sorted_by_column[0], self.shape[1])
 
     @cached_property
     def column_order(self) -> Int[Tensor, " nnz"]:
         """The permutation that orders entries by column, and by row within one."""
-        return torch.sort(self.cols, stable=True).indices
+        return self._sorted_by_column[1]
 
     @cached_property
     def rows_by_column(self) -> Int[Tensor, " nnz"]:
@@ -126,10 +131,9 @@ class _StackedActiveSet(ActiveSet):
         return (self.base.column_order.unsqueeze(1) + shifts).flatten()
 
 
-def _offsets(indices: Tensor, n: int) -> Tensor:
-    offsets = torch.zeros(n + 1, dtype=torch.int64, device=indices.device)
-    offsets[1:] = torch.bincount(indices, minlength=n).cumsum(0)
-    return offsets
+def _offsets(ascending: Tensor, n: int) -> Tensor:
+    # unlike counting, searching does not make the host wait for the device
+    return torch.searchsorted(ascending, torch.arange(n + 1, device=ascending.device))
 
 
 def csr_tensor(offsets: Tensor, indices: Tensor, values: Tensor, shape: torch.Size) -> Tensor:

@@ -74,9 +74,12 @@ def check_sparse_kernels(mode: str) -> None:
         raise ValueError(f"sparse_kernels is {mode!r}; allowed are {allowed}.")
 
 
-def is_worth_choosing(batch: int, d_in: int, d_sae: int) -> bool:
-    """Whether the step is large enough for the sparse form to pay."""
-    return batch * d_in * d_sae >= _SMALLEST_WORK
+def is_worth_choosing(device: torch.device, batch: int, d_in: int, d_sae: int) -> bool:
+    """Whether the sparse form may pay: on CPU from some size on.
+
+    On CUDA it must be asked for, since where it pays has not been measured there.
+    """
+    return device.type == "cpu" and batch * d_in * d_sae >= _SMALLEST_WORK
 
 
 def has_sparse_kernels(device: torch.device, dtype: torch.dtype) -> bool:

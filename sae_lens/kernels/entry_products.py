@@ -20,5 +20,9 @@ def entry_products(
     G: Float[Tensor, "batch d_out"], W: Float[Tensor, "d_sae d_out"], active: ActiveSet
 ) -> Float[Tensor, " nnz"]:
     """One dot product per entry."""
+    if G.is_cuda:
+        from sae_lens.kernels import triton_entry_products
+
+        return triton_entry_products.entry_products(G, W, active.rows, active.cols)
     pattern = active.csr(G.new_zeros(len(active)))
     return torch.sparse.sampled_addmm(pattern, G.contiguous(), W.t(), beta=0.0).values()

@@ -20,6 +20,11 @@ def sparse_decode(
     values: Float[Tensor, " nnz"], active: ActiveSet, W: Float[Tensor, "d_sae d_out"]
 ) -> Float[Tensor, "batch d_out"]:
     """`S @ W` as a weighted sum of rows of W for each token (measured faster than MKL's CSR)."""
+    if values.is_cuda:
+        from sae_lens.kernels.triton_gather_sum import gather_sum
+
+        out = values.new_empty(active.shape[0], W.shape[1])
+        return gather_sum(active.row_offsets, active.cols, values, W, out)
     return torch.nn.functional.embedding_bag(
         active.cols,
         W,

@@ -65,6 +65,8 @@ def top_entries(
     workspace: Workspace,
 ) -> ActiveEntries:
     """As `reference`. A product too large for memory is searched in pieces of columns."""
+    if x.device.type != "cpu":
+        return _fixed_number_of_entries(x, W, bias, scale, k, over_batch, workspace)
     n_rows, n_cols = x.shape[0], W.shape[1]
     width = max(_GROUP_SIZE, _ELEMENTS_PER_PIECE // max(n_rows, 1))
     rows, cols, values, ranks = [], [], [], []
@@ -86,6 +88,31 @@ def top_entries(
     kept = _batch_top(rank, k) if over_batch else _row_top(row, rank, n_rows, k)
     active = ActiveSet(row[kept], col[kept], torch.Size((n_rows, n_cols)))
     return ActiveEntries(active, value[kept])
+
+
+def _fixed_number_of_entries(
+    x: Float[Tensor, "batch d_in"],
+    W: Float[Tensor, "d_in d_sae"],
+    bias: Float[Tensor, " d_sae"],
+    scale: Float[Tensor, " d_sae"] | None,
+    k: int,
+    over_batch: bool,
+    workspace: Workspace,
+) -> ActiveEntries:
+    """Always k entries, so that the host need not wait to learn how many.
+
+    Over the batch, those that are not positive are left for relu to make zeros of.
+    """
+    hidden = encoder_product.encoder_product(x, W, bias, workspace)
+    scaled = hidden if scale is None else hidden * scale
+    n_cols = scaled.shape[1]
+    if over_batch:
+        flat = scaled.flatten().topk(min(k, scaled.numel()), sorted=False).indices.sort().values
+    else:
+        starts = torch.arange(x.shape[0], device=x.device).unsqueeze(1) * n_cols
+        flat = (scaled.topk(k, dim=-1, sorted=False).indices.sort(dim=-1).values + starts).flatten()
+    active = ActiveSet(flat // n_cols, flat % n_cols, scaled.shape)
+    return ActiveEntries(active, hidden.reshape(-1).index_select(0, flat).to(x.dtype))
 
 
 def _above_bound(

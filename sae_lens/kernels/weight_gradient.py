@@ -32,6 +32,11 @@ def weight_gradient(
     `out` may be row-major, or column-major: then a row-major `out.T` receives `G.T @ S`, which is
     how an encoder's gradient is laid out like the encoder.
     """
+    if values.is_cuda:
+        from sae_lens.kernels.triton_gather_sum import gather_sum
+
+        by_column = values[active.column_order]
+        return gather_sum(active.col_offsets, active.rows_by_column, by_column, G, out, accumulate)
     transposed = active.transposed_csr(values)
     if not out.is_contiguous():
         # MKL wants both dense operands in one layout

@@ -5,6 +5,8 @@ import torch
 
 from sae_lens.kernels.dispatch import SparseChoice, has_sparse_kernels, is_worth_choosing
 
+CPU = torch.device("cpu")
+
 
 def test_auto_waits_for_a_measurement() -> None:
     choice = SparseChoice()
@@ -46,6 +48,7 @@ def test_forced() -> None:
 
 
 def test_small_steps_and_half_precision_are_dense() -> None:
-    assert not is_worth_choosing(batch=1024, d_in=64, d_sae=512)
-    assert is_worth_choosing(batch=1024, d_in=768, d_sae=12288)
-    assert not has_sparse_kernels(torch.device("cpu"), torch.bfloat16)
+    assert not is_worth_choosing(CPU, batch=1024, d_in=64, d_sae=512)
+    assert is_worth_choosing(CPU, batch=1024, d_in=768, d_sae=12288)
+    assert not is_worth_choosing(torch.device("cuda"), batch=1024, d_in=768, d_sae=12288)
+    assert not has_sparse_kernels(CPU, torch.bfloat16)

@@ -93,3 +93,14 @@ def test_only_positive_entries_count_over_the_batch() -> None:
     W[0, 7] = 2.0
     found = top_entries.top_entries(x, W, torch.zeros(32), None, 10, True, Workspace())
     assert found.active.cols.tolist() == [7, 7]
+
+
+@pytest.mark.parametrize("with_scale", [False, True])
+@pytest.mark.parametrize("over_batch", [False, True])
+def test_a_fixed_number_of_entries(over_batch: bool, with_scale: bool) -> None:
+    """The form for devices that the host does not want to wait for."""
+    x, W, bias = torch.randn(6, 5), torch.randn(5, 40), torch.randn(40)
+    scale = torch.rand(40) if with_scale else None
+    arguments = (x, W, bias, scale, 12 if over_batch else 3, over_batch, Workspace())
+    found = top_entries._fixed_number_of_entries(*arguments)
+    assert_same(found, top_entries.reference(*arguments))
