@@ -155,7 +155,7 @@ class HubServer:
 
 
 class _Answer(Exception):
-    def __init__(self, status: int, body: Any = None, **headers: str) -> None:
+    def __init__(self, status: int, body: Any = None, **headers: Any) -> None:
         self.status, self.body, self.headers = status, body, headers
 
 
@@ -291,7 +291,7 @@ class _Handler(BaseHTTPRequestHandler):
         return _Answer(200, {**info, "tags": [], "downloads": 0, "likes": 0})
 
     def _tree(self, repo: str, revision: str, token: str | None, **_: Any) -> _Answer:
-        _, files = self._files(repo, revision, token)
+        files = self._files(repo, revision, token)[1]
         entries = [
             {"type": "file", "path": name, "size": len(data), "oid": git_hash(data)}
             for name, data in files.items()

@@ -93,9 +93,14 @@ def search_releases(pattern: str | None = None) -> list[PretrainedSAELookup]:
     return [_lookup(release) for release in registry().values() if _matches(release, pattern)]
 
 
+def near_releases(name: str) -> list[str]:
+    """Up to three releases whose names resemble `name`, the nearest first."""
+    return difflib.get_close_matches(name, registry(), n=3, cutoff=0.5)
+
+
 def unknown_release_message(release: str) -> str:
     """The error text for a release that is neither registered nor a repository id."""
-    near = difflib.get_close_matches(release, registry(), n=3, cutoff=0.5)
+    near = near_releases(release)
     hint = f" Did you mean {_listed(near)}?" if near else ""
     return (
         f"Release {release!r} not found in pretrained SAEs directory.{hint} "

@@ -131,12 +131,10 @@ def locate(release: str, sae_id: str) -> Located:
                 stacklevel=2,
             )
     repo_id, path = directory.get_repo_id_and_folder_name(release, sae_id)
-    return Located(
-        repo_id,
-        path,
-        get_conversion_loader_name(release),
-        directory.get_config_overrides(release, sae_id),
-    )
+    overrides = directory.get_config_overrides(release, sae_id)
+    if overrides["neuronpedia_id"] is None:  # then the file's own, if it has one, stays
+        del overrides["neuronpedia_id"]
+    return Located(repo_id, path, get_conversion_loader_name(release), overrides)
 
 
 def get_conversion_loader_name(release: Any = None, *, sae_info: Any = None) -> str:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from worker import FLAT, cases
 
@@ -46,7 +47,7 @@ def environment(release: str, venvs: Path) -> Path:
     return python
 
 
-def work(python: str | Path, mode: str, folder: Path, *names: str) -> object:
+def work(python: str | Path, mode: str, folder: Path, *names: str) -> Any:
     """Run the worker with some Python; our own gets this checkout on its path."""
     path = str(ROOT) if str(python) == sys.executable else ""
     settings = {
@@ -88,7 +89,7 @@ def prove(venvs: Path) -> dict[str, dict[str, dict[str, str]]]:
             results[release] = {
                 "their folders, read here": work(sys.executable, "read", Path(theirs)),
                 "our folders, read there": work(python, "read", Path(ours)),
-            }  # type: ignore[dict-item]
+            }
     return results
 
 
@@ -107,7 +108,7 @@ def table(results: dict[str, dict[str, dict[str, str]]]) -> str:
 
 def main() -> int:
     """Run, print the table, and with `--write-docs` put it into the documentation."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description="Prove that SAE folders travel both ways.")
     parser.add_argument("--venvs", type=Path, default=Path(tempfile.gettempdir()) / "sae-interop")
     parser.add_argument("--write-docs", action="store_true")
     arguments = parser.parse_args()

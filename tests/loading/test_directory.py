@@ -139,6 +139,9 @@ def test_search() -> None:
     assert "gpt2-small-mlp-tm" in names and "gpt2-small-res-jb" not in names
     assert directory.search_releases("gemma-scope-?b-pt-res")
     assert directory.search_releases("no such thing") == []
+    assert directory.near_releases("gemma-scope-2b-res-canonical")[0] == (
+        "gemma-scope-2b-pt-res-canonical"
+    )
 
 
 def test_reading_it_takes_a_moment_and_happens_on_first_use_only() -> None:

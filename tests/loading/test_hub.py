@@ -394,6 +394,14 @@ def test_tensors_that_disagree_with_the_config(server: HubServer, tmp_path: Path
         load(checkpoint.repo_id, checkpoint.path)
 
 
+def test_a_files_own_neuronpedia_id_stays(server: HubServer, tmp_path: Path) -> None:
+    checkpoint = publish(
+        server, lambda root: change_config(root, neuronpedia_id="tiny/0-own"), tmp_path / "files"
+    )
+    sae, _, _ = load(checkpoint.repo_id, checkpoint.path)
+    assert sae.cfg.neuronpedia_id == "tiny/0-own"
+
+
 def test_an_unknown_architecture(server: HubServer, tmp_path: Path) -> None:
     checkpoint = publish(
         server, lambda root: change_config(root, architecture="jumprellu"), tmp_path / "files"
@@ -486,12 +494,7 @@ def test_a_converter_of_ones_own_replaces_the_registry_choice(server: HubServer)
     sae, _, sparsity = load("me/mine", "x/y", converter=mine)
     assert sae.cfg.d_sae == 6
     assert sparsity is None
-    assert given == {
-        "repo_id": "me/mine",
-        "folder_name": "x/y",
-        "device": "cpu",
-        "neuronpedia_id": None,
-    }
+    assert given == {"repo_id": "me/mine", "folder_name": "x/y", "device": "cpu"}
 
 
 def test_a_known_format_by_name(server: HubServer, tmp_path: Path) -> None:
@@ -618,7 +621,7 @@ def test_uploading_a_list_to_a_branch_keeps_an_existing_card(server: HubServer) 
 
 def test_an_upload_survives_a_busy_hub(server: HubServer) -> None:
     server.faults = [Fault("/commit/", 503), Fault("/api/repos/create", 429)]
-    upload_saes_to_huggingface(some_saes()[:1], "tester/mine", show_progress=False)
+    upload_saes_to_huggingface(saes=some_saes()[:1], repo_id="tester/mine", show_progress=False)
     assert (
         "README.md"
         in server.repositories["tester/mine"].commits[
@@ -630,7 +633,9 @@ def test_an_upload_survives_a_busy_hub(server: HubServer) -> None:
 def test_an_upload_without_rights_says_so(server: HubServer) -> None:
     server.token = "secret"
     with pytest.raises(Exception, match="401"):
-        upload_saes_to_huggingface(some_saes(), "tester/mine", show_progress=False, token="wrong")
+        upload_saes_to_huggingface(
+            saes=some_saes(), repo_id="tester/mine", show_progress=False, token="wrong"
+        )
 
 
 def test_a_dry_run_asks_the_hub_nothing(server: HubServer, tmp_path: Path) -> None:

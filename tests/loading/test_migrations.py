@@ -280,7 +280,7 @@ def test_a_batchtopk_checkpoint_goes_on_training_as_what_it_is(tmp_path: Path) -
     tensors = {**standard_weights(), "topk_threshold": threshold}
     sae = TrainingSAE.load_from_disk(write_folder(tmp_path / "sae", config, tensors))
     assert sae.cfg.architecture == "batchtopk"
-    assert float(sae.topk_threshold) == pytest.approx(0.8)
+    assert float(sae.state_dict()["topk_threshold"]) == pytest.approx(0.8)
 
 
 def test_without_its_threshold_it_is_refused() -> None:

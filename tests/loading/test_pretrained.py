@@ -196,7 +196,7 @@ def test_an_sae_that_was_loaded_can_be_trained_on(tmp_path: Path) -> None:
     out = sae(checkpoint.x)
     out.sum().backward()
     with torch.no_grad():
-        sae.W_enc += 1.0
+        sae.W_enc.add_(1.0)
     again = SAE.load_from_disk(tmp_path / checkpoint.path)
     assert not torch.equal(again.W_enc, sae.W_enc), "the file must not change with the weights"
 
