@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict
 
 from sae_lens.cli.columns import columns
-from sae_lens.loading.directory import search_releases
+from sae_lens.loading.directory import near_releases, search_releases
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +29,11 @@ def run(args: argparse.Namespace) -> int:
         print(json.dumps([asdict(release) for release in releases], indent=2))
         return 0 if releases else 1
     if not releases:
+        near = near_releases(args.pattern)
+        hint = f" did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
-            f"no release matches {args.pattern!r}; `sae-lens list` without a pattern shows all"
+            f"no release matches {args.pattern!r};{hint} "
+            "`sae-lens list` without a pattern shows all"
         )
     if args.ids:
         for release in releases:

@@ -53,6 +53,8 @@ def test_list_without_a_match_fails(capsys: pytest.CaptureFixture[str]) -> None:
     assert (code, out) == (1, "")
     assert "no release matches 'no-such-thing'" in err
     assert outcome(capsys, "list", "no-such-thing", "--json")[:2] == (1, "[]\n")
+    _, _, err = outcome(capsys, "list", "gpt2-small-res-bj")
+    assert "did you mean gpt2-small-res-jb" in err
 
 
 # -- upload ----------------------------------------------------------------------------------------
