@@ -57,6 +57,7 @@ from sae_lens.analysis.eval_tokens import (
     scaling_for,
     split_held_out,
     token_batches,
+    trained_positions,
 )
 from sae_lens.analysis.interventions import (
     changed_predictions,
@@ -270,8 +271,9 @@ def run_evals(
         model: a `HookedTransformer`, `HookedProxyLM` or another model with their methods.
         eval_config: what to compute; `EvalConfig()` computes nothing.
         model_kwargs: for every forward pass.
-        ignore_tokens: ids whose positions keep the model's own activations and count nowhere; None
-            among them is skipped. Tokens that the store or the SAE's training excluded are added.
+        ignore_tokens: ids whose positions keep the model's own activations beside the
+            reconstruction and count nowhere; None among them is skipped. Tokens that the store or
+            the SAE's training excluded are added.
         verbose: show progress bars.
 
     Returns:
@@ -448,9 +450,10 @@ def get_recons_loss(
     """Per-token KL divergence and cross-entropy, with the SAE in place and with its hook zeroed.
 
     Three forward passes: plain, with the hook replaced by the reconstruction, with the hook zeroed.
-    Positions of ignored tokens (and those outside of the SAE's `seqpos_slice`) keep the model's own
-    activation in both. The logits are compared block by block, so that those of a large vocabulary
-    never exist for all positions.
+    Positions outside of the SAE's `seqpos_slice` keep the model's own activation in both, those of
+    ignored tokens keep it beside the reconstruction. The zeroed pass spares no token: it is the
+    baseline of published scores, and all of them zero the first position too. The logits are
+    compared block by block, so that those of a large vocabulary never exist for all positions.
 
     Returns:
         `kl_div_with_sae`, `kl_div_with_ablation` [batch, pos] and `ce_loss_without_sae`,
@@ -465,6 +468,7 @@ def get_recons_loss(
                 model,
                 tokens,
                 kept_positions(tokens, ignored, sae, activation_store),
+                trained_positions(tokens, sae, activation_store),
                 scaling_for(activation_store, sae),
                 compute_kl,
                 compute_ce_loss,

@@ -341,7 +341,9 @@ def test_ignored_tokens_keep_their_activation_and_do_not_count(model):
     plain, _ = direct_losses(model, rows, [])
     changed, changed_loss = direct_losses(model, rows, [(RESID, zero_kept)])
     torch.testing.assert_close(losses["ce_loss_with_sae"], changed_loss)
-    torch.testing.assert_close(losses["ce_loss_with_ablation"], changed_loss)
+    # the baseline of the scores spares no token
+    _, zeroed_loss = direct_losses(model, rows, [(RESID, lambda x, hook: torch.zeros_like(x))])
+    torch.testing.assert_close(losses["ce_loss_with_ablation"], zeroed_loss)
 
     downstream = get_downstream_reconstruction_metrics(
         sae, model, store, True, True, 1, 3, ignore_tokens={1, None}
@@ -439,16 +441,19 @@ def test_single_heads(model, hook_name):
     losses = get_recons_loss(
         sae, model, rows, make_store(model, sae, rows), False, True, ignore_tokens={1}
     )
-    kept = (rows != 1)[..., None]
 
-    def zero_head(x, hook):
-        x = x.clone()
-        x[:, :, 1] = torch.where(kept, torch.zeros_like(x[:, :, 1]), x[:, :, 1])
-        return x
+    def zero_head(where):
+        def hook_fn(x, hook):
+            x = x.clone()
+            x[:, :, 1] = torch.where(where[..., None], torch.zeros_like(x[:, :, 1]), x[:, :, 1])
+            return x
 
-    _, expected = direct_losses(model, rows, [(hook_name, zero_head)])
+        return [(hook_name, hook_fn)]
+
+    _, expected = direct_losses(model, rows, zero_head(rows != 1))
     torch.testing.assert_close(losses["ce_loss_with_sae"], expected)
-    torch.testing.assert_close(losses["ce_loss_with_ablation"], expected)
+    _, zeroed = direct_losses(model, rows, zero_head(rows >= 0))
+    torch.testing.assert_close(losses["ce_loss_with_ablation"], zeroed)
     numbers, _ = get_sparsity_and_variance_metrics(
         sae, model, make_store(model, sae, rows), 1, True, True, True, False, 3, {}
     )

@@ -74,10 +74,17 @@ def kept_positions(
     tokens: Int[Tensor, "batch pos"], ignored: Collection[int], sae: Any, store: Any
 ) -> Bool[Tensor, "batch pos"]:
     """Where the SAE is judged: tokens that count, at positions it was trained on."""
+    return not_ignored(tokens, ignored) & trained_positions(tokens, sae, store)
+
+
+def trained_positions(
+    tokens: Int[Tensor, "batch pos"], sae: Any, store: Any
+) -> Bool[Tensor, "batch pos"]:
+    """The positions that the SAE was trained on, whatever token is there."""
     positions = getattr(store, "seqpos_slice", None) or getattr(sae.cfg, "seqpos_slice", None)
-    in_slice = torch.zeros(tokens.shape[1], dtype=torch.bool, device=tokens.device)
-    in_slice[slice(*(positions or (None,)))] = True
-    return not_ignored(tokens, ignored) & in_slice
+    in_slice = torch.zeros_like(tokens, dtype=torch.bool)
+    in_slice[:, slice(*(positions or (None,)))] = True
+    return in_slice
 
 
 def nothing_left(ignored: Collection[int]) -> str:

@@ -221,10 +221,10 @@ class ReplaceBySAE:
 
 
 class ReplaceByZero:
-    """A hook that zeroes what the SAE would reconstruct, at the kept positions."""
+    """A hook that zeroes what the SAE would reconstruct, at the given positions."""
 
-    def __init__(self, sites: Sites, kept: Bool[Tensor, "batch pos"]):
-        self.site, self.kept = sites.output, kept
+    def __init__(self, sites: Sites, zeroed: Bool[Tensor, "batch pos"]):
+        self.site, self.zeroed = sites.output, zeroed
 
     def hooks(self) -> ForwardHooks:
         """For `run_with_hooks`."""
@@ -232,7 +232,7 @@ class ReplaceByZero:
 
     def _replace(self, activations: Tensor, hook: Any) -> Tensor:
         zeros = torch.zeros_like(pick(activations, self.site))
-        return put(activations, zeros, self.site, self.kept)
+        return put(activations, zeros, self.site, self.zeroed)
 
 
 class ReadActivations(NamedTuple):
@@ -324,6 +324,7 @@ def changed_predictions(
     model: Any,
     tokens: Int[Tensor, "batch pos"],
     kept: Bool[Tensor, "batch pos"],
+    zeroed: Bool[Tensor, "batch pos"],
     scaling: Scaling,
     compute_kl: bool,
     compute_ce_loss: bool,
@@ -331,8 +332,9 @@ def changed_predictions(
 ) -> dict[str, Tensor]:
     """Per-token KL divergence and cross-entropy of three forward passes over a batch.
 
-    Plain, with the reconstruction in place, and with its hook zeroed. The logits are compared block
-    by block, so that those of a large vocabulary never exist for all positions.
+    Plain, with the reconstruction in place where `kept`, and with its hook zeroed where `zeroed`.
+    The logits are compared block by block, so that those of a large vocabulary never exist for all
+    positions.
 
     Returns:
         `kl_div_with_sae`, `kl_div_with_ablation` [batch, pos] and `ce_loss_without_sae`,
@@ -344,7 +346,7 @@ def changed_predictions(
         "with_sae": Logits(
             model, tokens, ReplaceBySAE(sae, sites, kept, scaling).hooks(), model_kwargs
         ),
-        "with_ablation": Logits(model, tokens, ReplaceByZero(sites, kept).hooks(), model_kwargs),
+        "with_ablation": Logits(model, tokens, ReplaceByZero(sites, zeroed).hooks(), model_kwargs),
     }
     following = tokens.roll(-1, dims=1).flatten()
     blocks: dict[str, list[Tensor]] = defaultdict(list)
