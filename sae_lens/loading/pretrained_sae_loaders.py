@@ -25,10 +25,6 @@ from sae_lens.loading.disk import (
     sae_lens_disk_loader,
 )
 from sae_lens.loading.load import (
-    PretrainedSaeConfigDiskLoader,
-    PretrainedSaeConfigHuggingfaceLoader,
-    PretrainedSaeDiskLoader,
-    PretrainedSaeHuggingfaceLoader,
     disk_config_loader,
     disk_loader,
     get_conversion_loader_name,
@@ -37,6 +33,12 @@ from sae_lens.loading.load import (
     load_sae_config_from_huggingface,
 )
 from sae_lens.loading.migrations import handle_config_defaulting
+from sae_lens.loading.protocols import (
+    PretrainedSaeConfigDiskLoader,
+    PretrainedSaeConfigHuggingfaceLoader,
+    PretrainedSaeDiskLoader,
+    PretrainedSaeHuggingfaceLoader,
+)
 from sae_lens.loading.release_loaders import (
     PretrainedSaeLoader,
     SAEConfigLoadOptions,
