@@ -28,7 +28,7 @@ setup: $(STAMP) ## Build .venv from the pinned set
 demo: $(STAMP) ## Train two SAEs on the embedded model and write a report (no network)
 	$(BIN)/sae-lens demo
 
-test: $(STAMP) ## Run the tests, without the slow ones
+test: $(STAMP) lint types docs ## Lint, types, docs build, then the tests without the slow ones
 	$(TEST_ENV) $(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Run the slow tests too
