@@ -53,6 +53,9 @@ _DEFAULTS: dict[str, Any] = {
 }
 
 
+_MAY_BE_NONE = ("neuronpedia_id", "sae_lens_training_version", "dataset_trust_remote_code")
+
+
 def rename_legacy_keys(config_dict: dict[str, Any]) -> dict[str, Any]:
     """A copy under today's names; where both spellings are present the new one wins."""
     renamed: dict[str, Any] = {}
@@ -105,9 +108,8 @@ def _lift_metadata(flat: dict[str, Any]) -> None:
     for name in ("model_name", "hook_head_index", "context_size", "dataset_path"):
         flat.setdefault(name, None)
     for name, value in _DEFAULTS.items():
-        if flat.get(name) is None and name not in ("neuronpedia_id", "sae_lens_training_version"):
+        if name not in flat or (flat[name] is None and name not in _MAY_BE_NONE):
             flat[name] = value
-    flat.setdefault("sae_lens_training_version", None)
     if flat.get("model_from_pretrained_kwargs", {}) is None:
         flat["model_from_pretrained_kwargs"] = {}
 

@@ -182,6 +182,14 @@ def test_defaults_fill_only_what_is_missing() -> None:
     assert filled["activation_fn_str"] == "tanh-relu"
 
 
+def test_what_nobody_said_about_remote_code_is_not_turned_into_yes(tmp_path: Path) -> None:
+    config = {**NESTED_6, "dataset_trust_remote_code": None}
+    sae = SAE.load_from_disk(write_folder(tmp_path / "sae", config, standard_weights()))
+    assert sae.cfg.dataset_trust_remote_code is None
+    sae.save_model(tmp_path / "again")
+    assert SAE.load_from_disk(tmp_path / "again").cfg.to_dict() == sae.cfg.to_dict()
+
+
 TOPK_SPELLINGS: dict[str, dict[str, Any]] = {
     "5.x": {"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 4}},
     "5.x, by architecture": {
