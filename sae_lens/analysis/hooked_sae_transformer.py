@@ -137,7 +137,7 @@ class HookedSAETransformer(HookedTransformer):
         """Attach without `setup()`; False when there is no such hook (with a warning)."""
         name = sae.cfg.hook_name
         if name not in self.acts_to_saes and name not in self.hook_dict:
-            message = f"No hook found for {name!r}; the SAE is not attached.{self._near(name)}"
+            message = f"No hook found for {name}; the SAE is not attached.{self._near(name)}"
             if strict:
                 raise ValueError(message)
             logging.warning(message)

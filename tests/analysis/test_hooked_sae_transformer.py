@@ -214,7 +214,7 @@ def test_strict_makes_a_missing_hook_an_error(model, call):
     before = model(TOKENS)
     present = make_sae(hook_name=RESID)
     missing = make_sae(hook_name="blocks.7.hook_resid_pre")
-    with pytest.raises(ValueError, match="No hook found for 'blocks.7"):
+    with pytest.raises(ValueError, match="No hook found for blocks.7"):
         call(model, missing)
     with pytest.raises(ValueError, match="No hook found for"):
         model.run_with_saes(TOKENS, saes=[present, missing], strict=True)
