@@ -15,3 +15,7 @@ class SAELoadError(ValueError, RuntimeError):
     The message names the file, what is wrong with it, and what would be right. It is a `ValueError`
     for those who check their input and a `RuntimeError` as torch's own loading errors are.
     """
+
+
+class DataSourceError(RuntimeError):
+    """The training data cannot be read any further, for a reason that lies with their source."""

@@ -30,8 +30,10 @@ from sae_lens.config.arguments import (
     config_values,
     read_config_file,
 )
+from sae_lens.config.resuming import find_checkpoint
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
+from sae_lens.errors import DataSourceError
 from sae_lens.saes.files import jsonable
 from sae_lens.saes.normalization import normalize
 from sae_lens.saes.training import TrainingSAE
@@ -39,6 +41,8 @@ from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.evaluation import InModelEvaluator
 from sae_lens.training.geometric_median import compute_geometric_median
 from sae_lens.training.loggers import make_logger
+from sae_lens.training.resume_files import ResumableCheckpoint
+from sae_lens.training.resumption import restore
 from sae_lens.training.trainer import SAETrainer
 from sae_lens.training.trainer_checkpoints import save_trainer
 
@@ -80,6 +84,7 @@ class SAETrainingRunner:
     model: Any
     activations_store: ActivationsStore
     sae: TrainingSAE
+    _resumed: ResumableCheckpoint | None
 
     def __init__(
         self,
@@ -95,7 +100,10 @@ class SAETrainingRunner:
                     "cannot be reproduced from its config alone.",
                     what,
                 )
-        self.cfg = cfg
+        self.cfg, self._resumed = cfg, None
+        if cfg.resume_from_checkpoint is not None:
+            self.cfg, self._resumed = find_checkpoint(cfg)
+        cfg = self.cfg
         ensure_writable(cfg.checkpoint_path)
         if cfg.output_path is not None:
             ensure_writable(cfg.output_path)
@@ -124,19 +132,25 @@ class SAETrainingRunner:
             NonFiniteLossError: when the loss stops being finite, after a checkpoint.
         """
         run_logger = make_logger(self.cfg)
+        if self._resumed is not None:
+            run_logger.load_state_dict(self._resumed.state["trainer"]["logger"])
         run_logger.start(self.cfg.to_dict())
         error: BaseException | None = None
         try:
             self._compile_if_needed()
+            needs_evaluator = run_logger.is_active or self.cfg.keep_best_metric is not None
             trainer = SAETrainer(
                 model=self.model,
                 sae=self.sae,
                 activation_store=self.activations_store,
                 save_checkpoint_fn=self.save_checkpoint,
                 cfg=self.cfg,
-                evaluator=self._make_evaluator() if run_logger.is_active else None,
+                evaluator=self._make_evaluator() if needs_evaluator else None,
                 logger=run_logger,
             )
+            if self._resumed is not None:
+                restore(trainer, self._resumed)
+                logger.info("Going on from %s.", self._resumed.folder)
             sae = self.run_trainer_with_interruption_handling(trainer)
             self._save_output(trainer)
         except BaseException as raised:
@@ -164,7 +178,8 @@ class SAETrainingRunner:
                 )
             return trained
         self.sae = TrainingSAE(self.cfg.training_sae_config())
-        self._init_sae_group_b_decs()
+        if self._resumed is None:
+            self._init_sae_group_b_decs()
         return self.sae
 
     @torch.no_grad()
@@ -207,14 +222,18 @@ class SAETrainingRunner:
         """Run `trainer.fit()`; on SIGINT or SIGTERM save a checkpoint and raise.
 
         A signal that arrives during a training step takes effect when the step is complete, a
-        second one at once. Handlers that were there before are restored. Outside the main thread,
-        where Python allows no handlers, none are installed.
+        second one at once (its checkpoint then holds weights, but cannot be gone on from). SIGUSR1
+        makes a checkpoint without stopping. Data that cannot be read any further end the run like a
+        signal. Handlers that were there before are restored. Outside the main thread, where Python
+        allows no handlers, none are installed.
         """
         with _stopping_on_signals(trainer):
             try:
                 return trainer.fit()
-            except (KeyboardInterrupt, InterruptedException):
-                logger.warning("Interrupted; saving a checkpoint before stopping.")
+            except (KeyboardInterrupt, InterruptedException, DataSourceError) as error:
+                if trainer.weights_are_final:
+                    raise  # the final checkpoint is complete by then
+                logger.warning("%s; saving a checkpoint before stopping.", error or "Interrupted")
                 self.save_checkpoint(trainer, checkpoint_name=str(trainer.n_training_tokens))
                 logger.info("The checkpoint is saved.")
                 raise
@@ -239,7 +258,7 @@ LanguageModelSAETrainingRunner = SAETrainingRunner
 
 @contextmanager
 def _stopping_on_signals(trainer: SAETrainer) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM stop `trainer` as soon as its current step is complete."""
+    """Inside, SIGINT and SIGTERM stop `trainer` after its current step; SIGUSR1 makes it save."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -249,10 +268,17 @@ def _stopping_on_signals(trainer: SAETrainer) -> Iterator[None]:
         if trainer.request_stop(request) is not True:
             interrupt_callback(sig_num, stack_frame)
 
-    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    def make_checkpoint(sig_num: int, stack_frame: Any) -> None:
+        del sig_num, stack_frame
+        trainer.request_checkpoint()
+
+    handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop}
+    if hasattr(signal, "SIGUSR1"):  # not on Windows
+        handlers[signal.SIGUSR1] = make_checkpoint
+    previous = {number: signal.getsignal(number) for number in handlers}
     try:
-        for number in previous:
-            signal.signal(number, stop)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
         yield
     finally:
         for number, handler in previous.items():

@@ -38,6 +38,8 @@ from tests.helpers import ARCHITECTURES, D_IN, NORMALIZATIONS, tiny_model
 CHECKPOINT_FILES = [
     "activations_store_state.safetensors",
     "cfg.json",
+    "resume_state.json",
+    "resume_state.safetensors",
     "sae_weights.safetensors",
     "sparsity.safetensors",
 ]
@@ -80,7 +82,7 @@ def make_config(tmp_path: Path) -> Any:
 
 
 def checkpoints(cfg: LanguageModelSAERunnerConfig) -> list[str]:
-    return sorted(path.name for path in Path(cfg.checkpoint_path).iterdir())
+    return sorted(path.name for path in Path(cfg.checkpoint_path).iterdir() if path.is_dir())
 
 
 # -- whole runs -----------------------------------------------------------------------------------
@@ -479,7 +481,7 @@ def test_a_real_process_stops_on_real_signals(tmp_path: Path, repository: Path) 
     for name in names:
         lines = [json.loads(line) for line in (tmp_path / f"{name}.jsonl").read_text().splitlines()]
         steps = [line for line in lines if "losses/mse_loss" in line]
-        (folder,) = (tmp_path / name).iterdir()
+        (folder,) = (path for path in (tmp_path / name).iterdir() if path.is_dir())
         assert folder.name == str(steps[-1]["details/n_training_tokens"])
         assert sorted(path.name for path in folder.iterdir()) == CHECKPOINT_FILES
         loaded = TrainingSAE.load_from_disk(folder)

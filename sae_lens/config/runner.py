@@ -142,7 +142,9 @@ class LanguageModelSAERunnerConfig:
         logger: the logging settings as one object, instead of the flat fields about them.
         output_path: folder for the trained SAE in its inference form, with runner_cfg.json.
         save_final_checkpoint: the final checkpoint is always saved, whatever this says.
-        resume_from_checkpoint: not supported yet; must stay None.
+        resume_from_checkpoint: go on from this checkpoint folder, from the newest checkpoint of
+            this run's folder, or from the "latest" under checkpoint_path (a new run begins when
+            there is none).
         n_batches_for_norm_estimate: batches from which the mean norm of activations is estimated.
         activations_mixing_fraction: share of the buffer that stays for mixing; 0.5.
         llm_device: where the language model runs, if not on device.
@@ -150,6 +152,18 @@ class LanguageModelSAERunnerConfig:
         log_to_jsonl: file to which everything logged is appended as JSON lines.
         sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
             by the measured density ("auto"); the numbers are the same.
+        checkpoint_every_minutes: a checkpoint after so many minutes without one.
+        keep_last: how many checkpoints along the way are kept, the newest; all when None.
+        keep_best_metric: keep a checkpoint "best" of the evaluation in which this metric was best,
+            such as model_performance_preservation/ce_loss_score.
+        keep_best_mode: max or min, whichever is best.
+        eval_dataset_path: held-out data for the evaluations during training; when None, they read
+            the training data from the start.
+        eval_dataset_split: which split of it.
+        on_nan: when a loss is not finite: stop after a checkpoint, skip_batch, or rewind to the
+            last checkpoint and go on with other data.
+        auto_batch: when the language model runs out of memory, run its batches in halves; the
+            batches that the SAE sees stay the same.
     """
 
     model_name: str = "gelu-2l"
@@ -261,6 +275,14 @@ class LanguageModelSAERunnerConfig:
     log_weights_to_wandb: bool = field(default=True, kw_only=True)
     log_to_jsonl: str | None = field(default=None, kw_only=True)
     sparse_kernels: str = field(default="auto", kw_only=True)
+    checkpoint_every_minutes: float | None = field(default=None, kw_only=True)
+    keep_last: int | None = field(default=None, kw_only=True)
+    keep_best_metric: str | None = field(default=None, kw_only=True)
+    keep_best_mode: str = field(default="max", kw_only=True)
+    eval_dataset_path: str | None = field(default=None, kw_only=True)
+    eval_dataset_split: str = field(default="train", kw_only=True)
+    on_nan: str = field(default="stop", kw_only=True)
+    auto_batch: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))

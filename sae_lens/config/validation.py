@@ -16,6 +16,9 @@ from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.normalization import NORMALIZATION_KINDS
+from sae_lens.training.checkpoint_policy import BEST_MODES
+from sae_lens.training.nonfinite import ON_NAN
+from sae_lens.training.resume_files import is_plain_name
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +66,13 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
         cfg.act_store_device = cfg.device
     if cfg.lr_end is None:
         cfg.lr_end = cfg.lr / 10
-    cfg.checkpoint_path = _folder_of_the_run(cfg.checkpoint_path, cfg.wandb_id)
+    _refuse_bad_run_id(cfg.wandb_id)
+    if cfg.resume_from_checkpoint is None or cfg.wandb_id is not None:
+        # A run that goes on has a folder already; which one, its runner finds out.
+        cfg.checkpoint_path = folder_of_the_run(cfg.checkpoint_path, cfg.wandb_id)
     _refuse_numbers_out_of_range(cfg)
     check_sparse_kernels(cfg.sparse_kernels)
+    _refuse_bad_policies(cfg)
     if cfg.verbose:
         _log_summary(cfg)
     if cfg.use_ghost_grads:
@@ -108,10 +115,10 @@ def _refuse_resume(cfg: Any) -> None:
             "as resume_from_checkpoint; to start from trained weights, give their folder as "
             "from_pretrained_path."
         )
-    if cfg.resume_from_checkpoint is not None:
+    if cfg.resume_from_checkpoint is not None and not str(cfg.resume_from_checkpoint).strip():
         raise ValueError(
-            f"resume_from_checkpoint={cfg.resume_from_checkpoint!r}: going on with a run is not "
-            "supported yet. from_pretrained_path starts a new run from the checkpoint's weights."
+            "resume_from_checkpoint is empty; give a checkpoint's folder or 'latest', or leave it "
+            "out."
         )
 
 
@@ -190,7 +197,7 @@ def _refuse_contradictions(cfg: Any) -> None:
         )
 
 
-def _folder_of_the_run(checkpoint_path: str, wandb_id: str | None) -> str:
+def folder_of_the_run(checkpoint_path: str, wandb_id: str | None) -> str:
     """`checkpoint_path` with the run's id appended, unless it ends with it already."""
     last = checkpoint_path.rstrip("/").rsplit("/", 1)[-1]
     if last == wandb_id or (wandb_id is None and last in _ids_in_use):
@@ -218,6 +225,29 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
             "between 0 and 1."
         )
     get_sae_training_class(str(cfg.architecture))
+
+
+def _refuse_bad_run_id(run_id: Any) -> None:
+    """The id becomes the name of a folder, and must not lead out of its parent."""
+    if run_id is not None and not is_plain_name(run_id):
+        raise ValueError(
+            f"wandb_id is {run_id!r}; it names a folder, so it must not be empty, a dot, or hold "
+            "slashes, backslashes or colons."
+        )
+
+
+def _refuse_bad_policies(cfg: Any) -> None:
+    choices = {"on_nan": ON_NAN, "keep_best_mode": BEST_MODES}
+    for name, allowed in choices.items():
+        if getattr(cfg, name) not in allowed:
+            raise ValueError(f"{name} is {getattr(cfg, name)!r}; allowed are {', '.join(allowed)}.")
+    if cfg.keep_last is not None and cfg.keep_last < 1:
+        raise ValueError(f"keep_last is {cfg.keep_last}; it must be at least 1, or None for all.")
+    minutes = cfg.checkpoint_every_minutes
+    if minutes is not None and not minutes > 0:
+        raise ValueError(
+            f"checkpoint_every_minutes is {minutes}; it must be above 0, or None for never."
+        )
 
 
 def _log_summary(cfg: Any) -> None:

@@ -18,6 +18,7 @@ from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME, FILE_FORMAT_VER
 from sae_lens.saes.config import TrainingSAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.weights import unit_rows_
+from sae_lens.training.resume_files import write_resume_files
 
 OPTIMIZER_STATE_FILENAME = "optimizer_state.safetensors"
 
@@ -65,6 +66,8 @@ def write_checkpoint(
     store: Any = None,
     optimizer: torch.optim.Optimizer | None = None,
     normalize_decoder: bool = False,
+    resume_state: Mapping[str, Any] | None = None,
+    n_training_tokens: int = 0,
 ) -> dict[str, Path]:
     """Write a checkpoint folder; when this returns it is complete and on disk.
 
@@ -79,6 +82,8 @@ def write_checkpoint(
         store: anything with `save(path)`, or None.
         optimizer: its state is written as well, when given.
         normalize_decoder: write the decoder with unit rows.
+        resume_state: what the run needs to go on from here; None when it cannot.
+        n_training_tokens: how far the run is.
 
     Returns:
         The paths by what they hold: weights, config, sparsity, store, optimizer.
@@ -103,6 +108,8 @@ def write_checkpoint(
         if optimizer is not None:
             written["optimizer"] = temporary / OPTIMIZER_STATE_FILENAME
             atomic_save_safetensors(optimizer_tensors(optimizer, sae), written["optimizer"])
+        if resume_state is not None:
+            write_resume_files(temporary, resume_state, run_config, n_training_tokens)
     return {what: Path(folder) / path.name for what, path in written.items()}
 
 
@@ -159,15 +166,16 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if not target.exists():
         os.rename(temporary, target)
         return
+    # What is there besides is somebody's: it moves into the new folder.
     new = {file.name for file in temporary.iterdir()}
-    if {entry.name for entry in target.iterdir()} <= new:
-        old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
-        os.rename(target, old / "old")
-        os.rename(temporary, target)
-        shutil.rmtree(old)
-        return
-    for name in sorted(new):
-        os.replace(temporary / name, target / name)
+    foreign = [entry.name for entry in target.iterdir() if entry.name not in new]
+    old = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".old"))
+    # Between these two there is no folder; `run_folder.clear_leftovers` puts the old one back.
+    os.rename(target, old / "old")
+    os.rename(temporary, target)
+    for name in foreign:
+        os.rename(old / "old" / name, target / name)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _flush(path: Path) -> None:

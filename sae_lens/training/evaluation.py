@@ -11,6 +11,7 @@ import importlib
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from sae_lens.activations.datasets_loading import load_text_dataset
 from sae_lens.training.sources import ActivationScaler
 
 
@@ -59,8 +60,7 @@ class InModelEvaluator:
     def __call__(self, sae: Any, data_provider: Any, scaler: ActivationScaler) -> dict[str, Any]:
         """The metrics of `run_evals`, in its groups. The training stream is left where it is."""
         if self._stream is None:
-            own_stream = getattr(data_provider, "evaluation_stream", None)
-            self._stream = data_provider if own_stream is None else own_stream()
+            self._stream = self._open_stream(data_provider)
         excluded = getattr(data_provider, "exclude_special_tokens", None)
         metrics, _ = (self._run_evals or _evals().run_evals)(
             sae=sae,
@@ -71,6 +71,30 @@ class InModelEvaluator:
             ignore_tokens=set() if excluded is None else set(excluded.tolist()),
         )
         return metrics
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the token stream stands; empty before the first evaluation."""
+        if self._stream is None or not hasattr(self._stream, "load_state_dict"):
+            return {}
+        return {"stream": self._stream.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any], data_provider: Any) -> None:
+        """Go on from a `state_dict`, on a stream of `data_provider`."""
+        self._stream = self._open_stream(data_provider)
+        if self._stream is not data_provider:
+            self._stream.load_state_dict(state["stream"])
+
+    def _open_stream(self, data_provider: Any) -> Any:
+        own_stream = getattr(data_provider, "evaluation_stream", None)
+        if own_stream is None:
+            return data_provider
+        path = getattr(self.cfg, "eval_dataset_path", None)
+        if path is None:
+            return own_stream()
+        split = self.cfg.eval_dataset_split
+        return own_stream(
+            load_text_dataset(path, split=split, streaming=getattr(self.cfg, "streaming", False))
+        )
 
 
 def eval_config_of(cfg: Any, eval_config_class: type[Any]) -> Any:

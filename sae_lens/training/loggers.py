@@ -171,8 +171,9 @@ class WandbLogger:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next `start` go on with the run of `state`."""
-        self.run_id = state["run_id"]
-        self._resumes = self.run_id is not None
+        if state.get("run_id") is not None:
+            self.run_id = state["run_id"]
+            self._resumes = True
 
 
 class JsonLinesLogger:
@@ -186,11 +187,18 @@ class JsonLinesLogger:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
+        self._resumes = False
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Make the folder, and write the config as the first line: `{"config": {...}}`."""
+        """Make the folder, and write the config as the first line: `{"config": {...}}`.
+
+        A run that goes on appends to its file: a line `{"resumed": true, "config": {...}}`, then
+        its steps; some of them may be there already, with the same numbers.
+        """
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._write({"config": json_ready(config)})
+        self._end_broken_line()
+        resumed = {"resumed": True} if self._resumes else {}
+        self._write({**resumed, "config": json_ready(config)})
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Append a line. It is on disk when this returns."""
@@ -217,8 +225,17 @@ class JsonLinesLogger:
         return {"path": str(self.path)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the file of `state`."""
-        self.path = Path(state["path"])
+        """Go on with a run; in this logger's own file, which may be another one."""
+        self._resumes = "path" in state
+
+    def _end_broken_line(self) -> None:
+        """A process that was killed may have left half a line; what follows begins a new one."""
+        if not self.path.is_file() or self.path.stat().st_size == 0:
+            return
+        with open(self.path, "rb+") as file:
+            file.seek(-1, 2)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
 
     def _write(self, line: Mapping[str, Any]) -> None:
         with open(self.path, "a", encoding="utf-8") as file:
@@ -257,13 +274,16 @@ class SeveralLoggers:
             one.finish(error)
 
     def state_dict(self) -> dict[str, Any]:
-        """Their states, by position."""
-        return {str(index): one.state_dict() for index, one in enumerate(self.loggers)}
+        """Their states together; no two kinds of logger use the same names in theirs."""
+        state: dict[str, Any] = {}
+        for one in self.loggers:
+            state.update(one.state_dict())
+        return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load their states, by position."""
-        for index, one in enumerate(self.loggers):
-            one.load_state_dict(state[str(index)])
+        """Every logger takes what is its own, also from a run with other loggers."""
+        for one in self.loggers:
+            one.load_state_dict(state)
 
 
 def make_logger(cfg: Any) -> MetricLogger:

@@ -3,12 +3,20 @@
 On the CPU looking costs nothing, so the step itself raises. On other devices the first bad step is
 noted in a tensor there, the optimiser skips that step and all after it (so the weights stay those
 before it), and `check`, called now and then, raises.
+
+Where bad batches are to be skipped, the optimiser skips just them, and only a long row of them is
+an error.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+ON_NAN = ("stop", "skip_batch", "rewind")
+
+# So many bad batches one after the other are no accident of the data.
+MOST_SKIPPED_IN_A_ROW = 20
 
 
 class NonFiniteLossError(RuntimeError):
@@ -33,12 +41,31 @@ class NonFiniteLossError(RuntimeError):
 
 
 class NonFiniteWatch:
-    """Remembers the first step whose loss or gradient norm was not finite."""
+    """Remembers the first step whose loss or gradient norm was not finite.
 
-    def __init__(self, device: torch.device) -> None:
+    Args:
+        device: where the loss is computed.
+        skips: whether bad batches are left out instead of ending the training.
+    """
+
+    def __init__(self, device: torch.device, skips: bool = False) -> None:
         self._looks_at_once = device.type == "cpu"
+        self._skips = skips
+        self._device = device
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        device = self._device
         self._first_bad_step = torch.full((), -1, dtype=torch.long, device=device)
         self._inputs_were_finite = torch.ones((), dtype=torch.bool, device=device)
+        self._n_in_a_row = torch.zeros((), dtype=torch.long, device=device)
+        self._n_skipped = torch.zeros((), dtype=torch.long, device=device)
+
+    @property
+    def n_skipped(self) -> int:
+        """How many bad batches were left out (waits for the device)."""
+        return int(self._n_skipped)
 
     @torch.no_grad()
     def observe(
@@ -50,24 +77,37 @@ class NonFiniteWatch:
             Bool scalar tensor: whether the update must be skipped.
 
         Raises:
-            NonFiniteLossError: on the CPU, when this step is bad.
+            NonFiniteLossError: on the CPU, when this step is bad (the last of too many, where bad
+                batches are skipped).
         """
         finite = torch.isfinite(loss.detach())
         if gradient_norm is not None:
             finite = finite & torch.isfinite(gradient_norm)
-        if self._looks_at_once:
-            if not finite:
-                raise NonFiniteLossError(step, bool(torch.isfinite(sae_in).all()))
+        if self._looks_at_once and bool(finite):
+            self._n_in_a_row.zero_()
             return ~finite
-        is_first = ~finite & (self._first_bad_step < 0)
+        inputs_are_finite = torch.isfinite(sae_in).all()
+        if self._looks_at_once and not self._skips:
+            raise NonFiniteLossError(step, bool(inputs_are_finite))
+        if self._skips:
+            self._n_skipped += ~finite
+            self._n_in_a_row = torch.where(finite, 0, self._n_in_a_row + 1)
+            is_over = self._n_in_a_row > MOST_SKIPPED_IN_A_ROW
+            is_first = is_over & (self._first_bad_step < 0)
+        else:
+            is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, step, self._first_bad_step)
-        self._inputs_were_finite &= ~is_first | torch.isfinite(sae_in).all()
-        return self._first_bad_step >= 0
+        self._inputs_were_finite &= ~is_first | inputs_are_finite
+        if self._looks_at_once:
+            self._raise_if_bad()
+        return ~finite | (self._first_bad_step >= 0)
 
     def check(self) -> None:
         """Wait for the device and raise `NonFiniteLossError` if a step was bad."""
-        if self._looks_at_once:
-            return
+        if not self._looks_at_once:
+            self._raise_if_bad()
+
+    def _raise_if_bad(self) -> None:
         step = int(self._first_bad_step)
         if step >= 0:
             raise NonFiniteLossError(step, bool(self._inputs_were_finite))

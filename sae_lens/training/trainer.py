@@ -10,6 +10,7 @@ import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -18,7 +19,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from sae_lens._version import __version__
+from sae_lens.errors import DataSourceError
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
 from sae_lens.training.finetuning import (
     FINETUNING_PARAMETERS,
@@ -40,15 +43,22 @@ from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
 from sae_lens.training.optim import (
     L1Scheduler,
     clip_and_step,
-    get_lr_scheduler,
     gradient_norm,
     make_optimizer,
 )
+from sae_lens.training.resumption import capture, restore
+from sae_lens.training.rewinding import rewind
+from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
 from sae_lens.training.sources import ActivationScaler
 from sae_lens.training.statistic_names import FiringStatisticsNames
 from sae_lens.training.statistics import FiringStatistics
 from sae_lens.training.trainer_checkpoints import logging_config, save_without_runner
-from sae_lens.training.trainer_parts import make_coefficient_schedulers, trainer_parts
+from sae_lens.training.trainer_parts import (
+    make_coefficient_schedulers,
+    make_lr_scheduler,
+    remade_lr_scheduler,
+    trainer_parts,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -130,23 +140,19 @@ class SAETrainer(FiringStatisticsNames):
         )
         device = self.sae.device
         self.statistics = FiringStatistics(self.sae.cfg.d_sae, device)
-        self._nonfinite = NonFiniteWatch(device)
+        self._on_nan = getattr(self.cfg, "on_nan", "stop")
+        self._nonfinite = NonFiniteWatch(device, skips=self._on_nan == "skip_batch")
+        self.rewinds: dict[str, Any] = {}
         self._guard = IterationGuard()
         self.request_stop = self._guard.request_stop
+        self.request_checkpoint = self._guard.request_checkpoint
+        self._policy = CheckpointPolicy.from_config(self.cfg)
+        self._state_before_finishing: dict[str, Any] | None = None
 
         self.optimizer = make_optimizer(
             self.sae.parameters(), self.cfg.lr, self.cfg.adam_beta1, self.cfg.adam_beta2
         )
-        self.lr_scheduler = get_lr_scheduler(
-            self.cfg.lr_scheduler_name,
-            optimizer=self.optimizer,
-            training_steps=self.cfg.total_training_steps,
-            lr=self.cfg.lr,
-            warm_up_steps=self.cfg.lr_warm_up_steps,
-            decay_steps=self.cfg.lr_decay_steps,
-            lr_end=self.cfg.lr_end,
-            num_cycles=self.cfg.n_restart_cycles,
-        )
+        self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
         self.coefficient_schedulers = make_coefficient_schedulers(self.sae, self.cfg)
         no_coefficient = L1Scheduler(0, self.cfg.total_training_steps, 0.0)
         self.l1_scheduler = next(iter(self.coefficient_schedulers.values()), no_coefficient)
@@ -164,10 +170,15 @@ class SAETrainer(FiringStatisticsNames):
     def fit(self) -> TrainingSAE:
         """Train until the config's number of tokens is reached, save, and return the SAE.
 
+        A trainer that was restored from a checkpoint trains the rest.
+
         Raises:
-            NonFiniteLossError: when the loss stops being finite, after a checkpoint.
+            NonFiniteLossError: when the loss stops being finite, after a checkpoint (and unless
+                `on_nan` of the config says otherwise).
+            DataSourceError: when no more data can be read.
         """
         self.source.prepare()
+        self._policy.start_clock()
         with self._progress_bar() as pbar, self._saving_when_not_finite():
             while self.n_training_tokens < self.cfg.total_training_tokens:
                 with self._guard.iteration():
@@ -175,21 +186,30 @@ class SAETrainer(FiringStatisticsNames):
                     if acts is None:
                         break
                     self.n_training_tokens += self.cfg.train_batch_size_tokens
-                    step_output = self._train_step(sae=self.sae, sae_in=acts)
-                    if self.logger.is_active:
-                        self._log_train_step(step_output)
-                        self._run_and_log_evals()
-                    self._checkpoint_if_needed()
+                    try:
+                        step_output = self._train_step(sae=self.sae, sae_in=acts)
+                        if self.logger.is_active:
+                            self._log_train_step(step_output)
+                    except NonFiniteLossError as error:
+                        if self._on_nan != "rewind":
+                            raise
+                        self._rewind(error)
+                        continue
+                    self._run_and_log_evals()
                     self.n_training_steps += 1
                     self._update_pbar(step_output, pbar)
                     self._begin_finetuning_if_needed()
+                    self._checkpoint_if_needed()
             self._nonfinite.check()
-        self._finish_weights()
-        self.save_checkpoint(
-            trainer=self,
-            checkpoint_name=f"final_{self.n_training_tokens}",
-            wandb_aliases=["final_model"],
-        )
+        with self._guard.iteration():
+            # The final checkpoint, too, can be gone on from, for a longer training.
+            self._state_before_finishing = self._resume_state(copies_weights=True)
+            self._finish_weights()
+            self.save_checkpoint(
+                trainer=self,
+                checkpoint_name=f"final_{self.n_training_tokens}",
+                wandb_aliases=["final_model"],
+            )
         return self.sae
 
     def _train_step(self, sae: TrainingSAE, sae_in: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
@@ -209,16 +229,18 @@ class SAETrainer(FiringStatisticsNames):
 
         with self.autocast_if_enabled:
             output = self._forward(sae, sae_in)
-        self.statistics.update(output.feature_acts)
-
         output.loss.backward()
         if self.normalizes_decoder and sae.W_dec.grad is not None:
             # Along its own direction a row could only grow, which the next normalisation undoes.
             sae.remove_gradient_parallel_to_decoder_directions()
         norm = gradient_norm(sae.parameters())
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
-        clip_and_step(self.optimizer, sae.parameters(), norm, skip)
-        sae.recycle_gradients()
+        if skip.device.type == "cpu" and skip:
+            logger.warning("The batch of step %d is skipped: no update.", self.n_training_steps)
+        else:
+            self.statistics.update(output.feature_acts)
+            clip_and_step(self.optimizer, sae.parameters(), norm, skip)
+            sae.recycle_gradients()
         self.optimizer.zero_grad()
         self.lr_scheduler.step()
         for scheduler in self.coefficient_schedulers.values():
@@ -252,6 +274,10 @@ class SAETrainer(FiringStatisticsNames):
         """The next batch on the SAE's device; None (with a warning) at the source's end."""
         try:
             return self.source.next_batch().to(self.sae.device, non_blocking=True)
+        except DataSourceError:
+            # Nothing has moved but the place in the data, and that can be gone on from.
+            self._guard.is_in_step = True
+            raise
         except StopIteration:
             logger.warning(
                 "The source of activations ended after %d of %d; training ends here.",
@@ -340,7 +366,8 @@ class SAETrainer(FiringStatisticsNames):
     @torch.no_grad()
     def _run_and_log_evals(self) -> None:
         every = self.cfg.wandb_log_frequency * self.cfg.eval_every_n_wandb_logs
-        if self.evaluator is None or not self._is_due(every):
+        is_wanted = self.logger.is_active or self._policy.best_metric is not None
+        if self.evaluator is None or not is_wanted or not self._is_due(every):
             return
         self.sae.eval()
         # Whether there are evaluations must not change the random numbers of the training.
@@ -349,7 +376,9 @@ class SAETrainer(FiringStatisticsNames):
             metrics = self.evaluator(
                 self.sae, self.activations_store, ActivationScaler(self.source)
             )
-        self.logger.log({**metrics, **weight_values(self.sae)}, step=self.n_training_steps)
+        if self.logger.is_active:
+            self.logger.log({**metrics, **weight_values(self.sae)}, step=self.n_training_steps)
+        self._policy.take_evaluation(metrics)
         self.sae.train()
 
     @property
@@ -382,10 +411,66 @@ class SAETrainer(FiringStatisticsNames):
     # -- checkpoints and state --------------------------------------------------------------------
 
     def _checkpoint_if_needed(self) -> None:
+        is_due = self._policy.is_time() | self._guard.take_checkpoint_request()
         if self.checkpoint_thresholds and self.n_training_tokens > self.checkpoint_thresholds[0]:
-            self._nonfinite.check()
-            self.save_checkpoint(trainer=self, checkpoint_name=str(self.n_training_tokens))
             self.checkpoint_thresholds.pop(0)
+            is_due = True
+        if is_due:
+            self._save_on_the_way(str(self.n_training_tokens))
+        if self._policy.take_best():
+            self._save_on_the_way(BEST_NAME)
+
+    def _save_on_the_way(self, name: str) -> None:
+        """Save a checkpoint; a full disk, say, does not end a run that could do without it."""
+        if self._on_nan == "rewind":
+            try:
+                self._nonfinite.check()
+            except NonFiniteLossError as error:
+                return self._rewind(error)
+        self._nonfinite.check()
+        self._guard.is_in_step = True
+        try:
+            self.save_checkpoint(trainer=self, checkpoint_name=name)
+        except OSError as error:
+            logger.error("Checkpoint %s was not saved, and training goes on: %s", name, error)
+        self._policy.start_clock()
+        return None
+
+    def _rewind(self, error: NonFiniteLossError) -> None:
+        # The state that is gone back to holds a count of its own.
+        rewind(self, error)
+        self._nonfinite.forget()
+
+    def resume_state(self) -> dict[str, Any] | None:
+        """What a checkpoint needs for the run to go on from it; None in the middle of a step."""
+        if self._state_before_finishing is not None:
+            return self._state_before_finishing
+        return self._resume_state() if self._guard.is_in_step else None
+
+    def _resume_state(self, copies_weights: bool = False) -> dict[str, Any] | None:
+        if not hasattr(self.activations_store, "load"):
+            return None  # nobody could find the place in the data again
+        state = capture(self)
+        if copies_weights:
+            state["sae"] = {name: tensor.clone() for name, tensor in state["sae"].items()}
+        return state
+
+    def resume(self, checkpoint: str | Path) -> None:
+        """Go on from a checkpoint of a trainer that was made in the same way.
+
+        Args:
+            checkpoint: its folder, or that of its run.
+
+        Raises:
+            FileNotFoundError: when there is nothing to go on from.
+            DamagedCheckpointError: when a file of it is missing or has changed.
+            ValueError: when it is of another SAE.
+        """
+        restore(self, open_checkpoint(checkpoint))
+
+    def remake_lr_scheduler(self) -> None:
+        """Make the schedule of the learning rate anew for the config's length."""
+        self.lr_scheduler = remade_lr_scheduler(self.optimizer, self.cfg, self.n_training_steps)
 
     @contextmanager
     def _saving_when_not_finite(self) -> Iterator[None]:
@@ -399,6 +484,8 @@ class SAETrainer(FiringStatisticsNames):
         """What of the trainer changes during training, besides the SAE and the source."""
         return {
             **{name: getattr(self, name) for name in _COUNTERS},
+            "rewinds": dict(self.rewinds),
+            "best": self._policy.best_value,
             "checkpoint_thresholds": list(self.checkpoint_thresholds),
             **{name: getattr(self, name).state_dict() for name in _STATEFUL_PARTS},
             "coefficient_schedulers": {
@@ -411,6 +498,8 @@ class SAETrainer(FiringStatisticsNames):
         """Go on from a `state_dict`; the SAE and the source are restored beside it."""
         for name in _COUNTERS:
             setattr(self, name, state[name])
+        self.rewinds = dict(state.get("rewinds", {}))
+        self._policy.best_value = state.get("best")
         self.checkpoint_thresholds = list(state["checkpoint_thresholds"])
         for name in _STATEFUL_PARTS:
             getattr(self, name).load_state_dict(state[name])

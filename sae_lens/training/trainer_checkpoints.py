@@ -10,6 +10,7 @@ from typing import Any
 
 from sae_lens.training.checkpoints import write_checkpoint
 from sae_lens.training.loggers import LoggedArtifact
+from sae_lens.training.run_folder import BEST_NAME, keep_only_last, mark_latest
 
 logger = logging.getLogger(__name__)
 
@@ -24,7 +25,12 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
 
     The trainer is not changed: where the config asks for unit decoder rows, the written ones are
     normalised in passing, unless training is over and the weights are in their final form.
+
+    Between two steps the checkpoint is one from which the run can go on; `latest` beside it then
+    names it, and checkpoints along the way that the config does not want to keep are removed.
     """
+    folder = Path(folder)
+    state = trainer.resume_state() if hasattr(trainer, "resume_state") else None
     log_cfg = logging_config(trainer.cfg)
     store = trainer.activations_store
     files = write_checkpoint(
@@ -35,7 +41,14 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
         store=store if hasattr(store, "save") else None,
         optimizer=trainer.optimizer if log_cfg.log_optimizer_state_to_wandb else None,
         normalize_decoder=trainer.normalizes_decoder and not trainer.weights_are_final,
+        resume_state=state,
+        n_training_tokens=trainer.n_training_tokens,
     )
+    if state is not None and folder.name != BEST_NAME:
+        mark_latest(folder)
+    keep = getattr(trainer.cfg, "keep_last", None)
+    if keep is not None:
+        keep_only_last(folder.parent, keep)
     logger.info("Saved a checkpoint to %s.", folder)
     if trainer.logger.is_active:
         for artifact in _artifacts(trainer, files, log_cfg, wandb_aliases):

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.evaluation import Evaluator, InModelEvaluator
 from sae_lens.training.loggers import MetricLogger
-from sae_lens.training.optim import L1Scheduler
+from sae_lens.training.optim import L1Scheduler, get_lr_scheduler
 from sae_lens.training.sources import (
     SCALED_BY_THE_SOURCE,
     ActivationSource,
@@ -96,3 +99,39 @@ def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
         name: L1Scheduler(coefficient.warm_up_steps, steps, coefficient.value)
         for name, coefficient in sae.get_coefficients().items()
     }
+
+
+def make_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: Any) -> LRScheduler:
+    """The schedule of the learning rate that a run's config asks for, at its start."""
+    return get_lr_scheduler(
+        cfg.lr_scheduler_name,
+        optimizer=optimizer,
+        training_steps=cfg.total_training_steps,
+        lr=cfg.lr,
+        warm_up_steps=cfg.lr_warm_up_steps,
+        decay_steps=cfg.lr_decay_steps,
+        lr_end=cfg.lr_end,
+        num_cycles=cfg.n_restart_cycles,
+    )
+
+
+def remade_lr_scheduler(
+    optimizer: torch.optim.Optimizer, cfg: Any, n_training_steps: int
+) -> LRScheduler:
+    """The config's schedule as it stands after some steps; sets the optimiser's learning rate.
+
+    The rates are walked through on an optimiser without weights: many depend on the one before.
+    """
+    stand_in = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=cfg.lr)
+    walked = make_lr_scheduler(stand_in, cfg)
+    stand_in.step()  # torch warns when a schedule moves before its optimiser does
+    for _ in range(n_training_steps):
+        walked.step()
+    for group in optimizer.param_groups:
+        group["lr"] = cfg.lr
+        group.pop("initial_lr", None)
+    scheduler = make_lr_scheduler(optimizer, cfg)
+    scheduler.load_state_dict(walked.state_dict())
+    for group in optimizer.param_groups:
+        group["lr"] = stand_in.param_groups[0]["lr"]
+    return scheduler

@@ -102,7 +102,12 @@ def test_fields_keep_the_positional_order() -> None:
         ({"wandb_log_frequency": 0}, "wandb_log_frequency is 0"),
         ({"exclude_special_tokens": ["bos"]}, "'bos'.*integers"),
         ({"architecture": "jump"}, "Unknown architecture 'jump'.*jumprelu"),
-        ({"resume_from_checkpoint": "latest"}, "from_pretrained_path"),
+        ({"resume_from_checkpoint": " "}, "latest"),
+        ({"wandb_id": "../elsewhere"}, "names a folder"),
+        ({"on_nan": "ignore"}, "skip_batch"),
+        ({"keep_last": 0}, "keep_last"),
+        ({"keep_best_mode": "best"}, "max, min"),
+        ({"checkpoint_every_minutes": 0}, "checkpoint_every_minutes"),
     ],
 )
 def test_contradictions_are_refused_with_a_way_out(fields: dict[str, Any], message: str) -> None:

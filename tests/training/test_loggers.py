@@ -46,12 +46,32 @@ def test_json_lines_can_be_read_back(tmp_path: Path) -> None:
 
 
 def test_a_later_logger_goes_on_with_the_same_file(tmp_path: Path) -> None:
-    first = JsonLinesLogger(tmp_path / "a.jsonl")
+    path = tmp_path / "a.jsonl"
+    first = JsonLinesLogger(path)
     first.start({})
-    second = JsonLinesLogger(tmp_path / "b.jsonl")
+    with open(path, "a") as file:
+        file.write('{"step": 0, "lo')  # the process was killed here
+    second = JsonLinesLogger(path)
     second.load_state_dict(first.state_dict())
+    second.start({"lr": 1})
     second.log({"loss": 1.0}, step=1)
-    assert len(read_lines(tmp_path / "a.jsonl")) == 2
+    lines = path.read_text().splitlines()
+    assert [json.loads(lines[i]) for i in (0, 2, 3)] == [
+        {"config": {}}, {"resumed": True, "config": {"lr": 1}}, {"step": 1, "loss": 1.0},
+    ]  # fmt: skip
+    another = JsonLinesLogger(tmp_path / "b.jsonl")
+    another.load_state_dict(first.state_dict())
+    assert another.path == tmp_path / "b.jsonl"
+
+
+def test_a_run_may_go_on_with_other_loggers(tmp_path: Path) -> None:
+    alone = JsonLinesLogger(tmp_path / "a")
+    both = SeveralLoggers([WandbLogger("p", run_id="other"), JsonLinesLogger(tmp_path / "a")])
+    both.load_state_dict(alone.state_dict())
+    assert both.loggers[0].run_id == "other"  # type: ignore[attr-defined]
+    both.load_state_dict({"run_id": "mine"})
+    assert both.loggers[0].run_id == "mine"  # type: ignore[attr-defined]
+    NullLogger().load_state_dict(both.state_dict())
 
 
 def test_several_loggers_all_get_everything(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""A tiny run that tests interrupt, in this process or in its own (`python -m tests.runs`)."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
+from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
+from sae_lens.saes.batch_topk import BatchTopKTrainingSAEConfig
+from tests.helpers import D_IN, tiny_model
+
+BATCH = 32
+LATER_FORM = "batchtopk"
+
+
+def token_rows(n: int = 40) -> list[list[int]]:
+    """Rows of 16 tokens for the tiny model."""
+    return torch.randint(2, 32, (n, 16), generator=torch.Generator().manual_seed(0)).tolist()
+
+
+def run_config(folder: Path | str, architecture: str = "standard", **fields: Any) -> Any:
+    """A run in which everything that has a state is used, in the folder `run` of `folder`."""
+    values: dict[str, Any] = {
+        "model_name": "tiny", "hook_name": "blocks.1.hook_resid_pre", "context_size": 16,
+        "train_batch_size_tokens": BATCH, "store_batch_size_prompts": 4,
+        "n_batches_in_buffer": 4, "training_tokens": BATCH * 30, "log_to_wandb": False,
+        "checkpoint_path": str(folder), "wandb_id": "run", "verbose": False, "lr": 1e-2,
+        "model_from_pretrained_kwargs": {}, "wandb_log_frequency": 1,
+        "eval_every_n_wandb_logs": 8, "n_eval_batches": 1,
+        "log_to_jsonl": str(Path(folder) / "log.jsonl"), "dead_feature_window": 3,
+        "feature_sampling_window": 7, "lr_warm_up_steps": 4, "lr_decay_steps": 6,
+        "adam_beta1": 0.9, "n_batches_for_norm_estimate": 3,
+    }  # fmt: skip
+    if architecture == LATER_FORM:
+        sae: Any = BatchTopKTrainingSAEConfig(
+            d_in=D_IN, d_sae=32, k=4,
+            normalize_activations=fields.pop("normalize_activations", "none"),
+        )  # fmt: skip
+        names = ("log_to_wandb", "log_to_jsonl", "wandb_log_frequency", "eval_every_n_wandb_logs",
+                 "wandb_id")  # fmt: skip
+        logging = {name: fields.pop(name, values.pop(name, None)) for name in names}
+        return LanguageModelSAERunnerConfig(
+            **{**values, "sae": sae, "logger": LoggingConfig(**logging), **fields}
+        )
+    values |= {"architecture": architecture, "d_in": D_IN, "d_sae": 32, "l1_warm_up_steps": 10}
+    if architecture == "topk":
+        values["activation_fn_kwargs"] = {"k": 4}
+    else:
+        values["noise_scale"] = 0.05
+    return LanguageModelSAERunnerConfig(**{**values, **fields})
+
+
+def make_runner(cfg: Any, model: Any = None, dataset: Any = None) -> SAETrainingRunner:
+    """A runner on the tiny model and the rows above."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The training dataset has")
+        return SAETrainingRunner(
+            cfg,
+            override_dataset=Dataset.from_dict({"tokens": token_rows()})
+            if dataset is None
+            else dataset,
+            override_model=tiny_model() if model is None else model,
+        )
+
+
+def train(cfg: Any, model: Any = None, dataset: Any = None) -> dict[str, Tensor]:
+    """Run it and return the final weights."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All samples in the training dataset")
+        sae = make_runner(cfg, model, dataset).run()
+    return {name: tensor.detach().clone() for name, tensor in sae.state_dict().items()}
+
+
+def losses_by_step(log: Path) -> dict[int, dict[str, Any]]:
+    """What was logged of every step; a step that was logged twice must agree with itself."""
+    steps: dict[int, dict[str, Any]] = {}
+    for text in log.read_text().splitlines():
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # the process was killed while it wrote this line
+        if "losses/mse_loss" in line:
+            before = steps.setdefault(line["step"], line)
+            assert before == line, f"step {line['step']} differs from what it was before"
+    return steps
+
+
+def assert_same_weights(got: dict[str, Tensor], want: dict[str, Tensor]) -> None:
+    """Bit for bit."""
+    assert got.keys() == want.keys()
+    for name, tensor in want.items():
+        assert torch.equal(got[name], tensor), name
+
+
+def main(folder: str, fields: str) -> int:
+    """Begin the run in `folder`, or go on with it; 7 when it was interrupted."""
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    values = json.loads(fields)
+    cfg = run_config(folder, values.pop("architecture", "standard"),
+                     resume_from_checkpoint="latest", **values)  # fmt: skip
+    runner = make_runner(cfg)
+    (Path(folder) / "ready").touch()
+    try:
+        runner.run()
+    except (InterruptedException, KeyboardInterrupt):
+        return 7
+    return 0
+
+
+if __name__ == "__main__":
+    # What the interpreter does at its end is not tested here, and may take long.
+    code = main(*sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code)
