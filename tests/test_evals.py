@@ -488,6 +488,20 @@ def transcoder(model):
     return sae
 
 
+@pytest.mark.filterwarnings("ignore:The result of SAE.from_pretrained is a tuple")
+def test_what_from_pretrained_returns_is_judged_as_the_sae_in_it(model):
+    from sae_lens.saes.pretrained import PretrainedSAE
+
+    sae, rows = transcoder(model), token_rows(3)
+    config = everything(n_eval_reconstruction_batches=1, n_eval_sparsity_variance_batches=1)
+    alone, features = run_evals(sae, make_store(model, sae, rows), model, config)
+    loaded = PretrainedSAE(sae, {}, None)
+    in_tuple = run_evals(loaded, make_store(model, sae, rows), model, config)
+    assert in_tuple.metrics == alone
+    assert in_tuple.feature_metrics.keys() == features.keys()
+    assert in_tuple.feature_metrics["encoder_norm"] == features["encoder_norm"]
+
+
 def test_transcoders_are_judged_at_their_output(model):
     sae, rows = transcoder(model), token_rows(3)
     store = make_store(model, sae, rows)

@@ -175,6 +175,7 @@ def reconstruct(
     """
     # Some architectures add what features alone do not tell (a skip connection, a prediction from
     # the context); only their own forward pass knows it.
+    sae = sae[0] if isinstance(sae, tuple) else sae  # what `SAE.from_pretrained` returns
     needs_forward = isinstance(sae, SAE) and type(sae).forward not in _PLAIN_FORWARDS
     per_prompt = max(1, x.shape[1] * int(sae.cfg.d_sae))
     for block in x.split(max(1, FEATURE_BLOCK_ELEMENTS // per_prompt)):
