@@ -1,12 +1,15 @@
-"""A tiny run that tests interrupt, in this process or in its own (`python -m tests.runs`)."""
+"""A tiny run that tests interrupt, in this process or in one of its own."""
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
-import sys
+import shutil
+import signal
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -16,6 +19,7 @@ from torch import Tensor
 from sae_lens.config import LanguageModelSAERunnerConfig, LoggingConfig
 from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAEConfig
+from sae_lens.training import checkpoints, trainer_checkpoints
 from tests.helpers import D_IN, tiny_model
 
 BATCH = 32
@@ -101,24 +105,55 @@ def assert_same_weights(got: dict[str, Tensor], want: dict[str, Tensor]) -> None
         assert torch.equal(got[name], tensor), name
 
 
-def main(folder: str, fields: str) -> int:
-    """Begin the run in `folder`, or go on with it; 7 when it was interrupted."""
+def child(folder: str, fields: dict[str, Any], dies_at: int | None) -> None:
+    """The body of a process: begin the run in `folder`, or go on with it.
+
+    It ends with 0, with 7 when it was interrupted, or by killing itself at the given moment of
+    writing checkpoints.
+    """
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    values = json.loads(fields)
-    cfg = run_config(folder, values.pop("architecture", "standard"),
-                     resume_from_checkpoint="latest", **values)  # fmt: skip
+    if dies_at is not None:
+        _die_while_writing(dies_at)
+    cfg = run_config(folder, resume_from_checkpoint="latest", **fields)
     runner = make_runner(cfg)
-    (Path(folder) / "ready").touch()
+    code = 0
     try:
+        (Path(folder) / "ready").touch()
         runner.run()
     except (InterruptedException, KeyboardInterrupt):
-        return 7
-    return 0
-
-
-if __name__ == "__main__":
+        code = 7
     # What the interpreter does at its end is not tested here, and may take long.
-    code = main(*sys.argv[1:])
-    sys.stdout.flush()
     os._exit(code)
+
+
+def start(folder: Path, fields: dict[str, Any], dies_at: int | None = None) -> Any:
+    """A process of its own with that body. Only the first one takes the time to import torch."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.runs"])
+    folder.mkdir(exist_ok=True)
+    (folder / "ready").unlink(missing_ok=True)
+    process = context.Process(target=child, args=(str(folder), fields, dies_at))
+    process.start()
+    return process
+
+
+def _die_while_writing(moment: int) -> None:
+    """SIGKILL this process at the `moment`-th call of what writes a checkpoint."""
+    left = moment
+
+    def dying(real: Any) -> Any:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            nonlocal left
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            left -= 1
+            return real(*args, **kwargs)
+
+        return call
+
+    checkpoints._flush = dying(checkpoints._flush)
+    checkpoints.shutil = SimpleNamespace(rmtree=dying(shutil.rmtree))  # type: ignore[assignment]
+    trainer_checkpoints.mark_latest = dying(trainer_checkpoints.mark_latest)
+    os.rename = dying(os.rename)
+    os.replace = dying(os.replace)
