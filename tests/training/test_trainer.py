@@ -58,6 +58,11 @@ class Feed:
         return batch * (self.estimated_norm_scaling_factor or 1.0)
 
 
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
 class ListLogger(NullLogger):
     is_active = True
 
