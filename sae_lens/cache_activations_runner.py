@@ -34,7 +34,7 @@ from sae_lens.activations.cache_files import (
 from sae_lens.activations.cache_folder import CacheFolder, free_bytes, open_cache_folder
 from sae_lens.activations.dataset_publishing import push_dataset
 from sae_lens.activations.duration import estimated_seconds, readable_time
-from sae_lens.activations.model_adapters import model_device, require_hook
+from sae_lens.activations.model_adapters import activations_at_hooks, model_device
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.permutation import shuffled_rows
 from sae_lens.activations.store import ActivationsStore
@@ -293,17 +293,11 @@ class CacheActivationsRunner:
         cfg, store = self.cfg, self.activations_store
         if len(cfg.widths) == 1:
             return {cfg.hook_name: store.get_activations(tokens).squeeze(2)}
-        for hook in cfg.widths:
-            require_hook(self.model, hook)
-        arguments = {
-            "names_filter": list(cfg.widths),
-            "stop_at_layer": self._deepest_layer + 1,
-            "prepend_bos": False,
-            **cfg.model_kwargs,
-        }
         device_type = model_device(self.model).type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=cfg.autocast_lm):
-            cached = self.model.run_with_cache(tokens, **arguments)[1]
+            cached = activations_at_hooks(
+                self.model, tokens, list(cfg.widths), self._deepest_layer + 1, cfg.model_kwargs
+            )
         positions = slice(*(cfg.seqpos_slice or (None,)))
         return {
             hook: _with_width(cached[hook][:, positions].flatten(2), hook, width)

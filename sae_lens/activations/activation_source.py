@@ -60,6 +60,8 @@ class ActivationSource(TokenSource):
     seed: int | None
     estimated_norm_scaling_factor: float | None = None
     current_row_idx: int = 0
+    # Whether blocks of a HookedTransformer may run as fewer, larger operations (`fused_forward`).
+    fused_forward: bool = True
     _model_checked: bool = False
 
     @torch.no_grad()
@@ -328,7 +330,12 @@ class ActivationSource(TokenSource):
         device_type = model_device(self.model).type
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             return activations_at(
-                self.model, tokens, self.hook_name, self.hook_layer + 1, self.model_kwargs
+                self.model,
+                tokens,
+                self.hook_name,
+                self.hook_layer + 1,
+                self.model_kwargs,
+                fused=self.fused_forward,
             )
 
     def _flatten_heads(

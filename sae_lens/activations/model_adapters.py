@@ -1,14 +1,16 @@
 """Tokens in, the activations of one hook out, whatever the model.
 
 `activations_at` chooses the way: models whose hooks are TransformerLens hook points are run only as
-far as the hook, everything else through its own `run_with_cache`. Beside it stand the few facts
-about a model that the store needs: device, vocabulary, context length, names of hooks.
+far as the hook, everything else through its own `run_with_cache`. `activations_at_hooks` does the
+same for several hooks of one forward pass. Beside them stand the few facts about a model that the
+store needs: device, vocabulary, context length, names of hooks.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -16,6 +18,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule, HookPoint
+
+from sae_lens.activations.fused_forward import can_run_fused, fusable_blocks, run_fused
 
 # Arguments of `run_with_cache` that `forward` does not know.
 _CACHE_ARGUMENTS = frozenset(
@@ -39,35 +43,58 @@ def activations_at(
     hook_name: str,
     stop_at_layer: int,
     model_kwargs: dict[str, Any],
+    *,
+    fused: bool = True,
 ) -> Float[Tensor, "batch pos *width"]:
-    """The activations at `hook_name`, as the model gives them.
+    """The activations at `hook_name`, as the model gives them; see `activations_at_hooks`."""
+    hooks = [hook_name]
+    found = activations_at_hooks(model, tokens, hooks, stop_at_layer, model_kwargs, fused=fused)
+    return found[hook_name]
+
+
+def activations_at_hooks(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    hook_names: Sequence[str],
+    stop_at_layer: int,
+    model_kwargs: dict[str, Any],
+    *,
+    fused: bool = True,
+) -> dict[str, Tensor]:
+    """The activations [batch, pos, *width] at several hooks, from one forward pass.
 
     Args:
         model: a TransformerLens model, a `HookedProxyLM`, a compiled one of these, or any object
             with a `run_with_cache` like theirs.
         tokens: token ids on the model's device.
-        hook_name: one of the model's hooks.
+        hook_names: hooks of the model.
         stop_at_layer: where models that know this argument may stop.
         model_kwargs: further arguments of the forward pass.
+        fused: whether blocks of a `HookedTransformer` that nobody looks into may be run by fewer,
+            larger operations; the values agree up to rounding.
 
     Raises:
-        ValueError: when the hook is not in the model, or does not run in a forward pass.
+        ValueError: when a hook is not in the model, or does not run in a forward pass.
     """
     if _runs_truncated(model, model_kwargs):
-        return _run_to_hook(model, tokens, hook_name, model_kwargs)
+        return _run_to_hooks(model, tokens, hook_names, model_kwargs, fused)
     if _is_compiled(model) and _runs_truncated(model._orig_mod, model_kwargs):
-        return _run_compiled(model, tokens, hook_name, stop_at_layer, model_kwargs)
+        return _run_compiled(model, tokens, hook_names, stop_at_layer, model_kwargs)
     arguments = {
-        "names_filter": [hook_name],
+        "names_filter": list(hook_names),
         "stop_at_layer": stop_at_layer,
         "prepend_bos": False,
         **model_kwargs,
     }
-    try:
-        return model.run_with_cache(tokens, **arguments)[1][hook_name]
-    except KeyError:
-        require_hook(model, hook_name)
-        raise ValueError(_did_not_run(hook_name)) from None
+    cache = model.run_with_cache(tokens, **arguments)[1]
+    found = {}
+    for name in hook_names:
+        try:
+            found[name] = cache[name]
+        except KeyError:
+            require_hook(model, name)
+            raise ValueError(_did_not_run(name)) from None
+    return found
 
 
 def model_device(model: Any) -> torch.device:
@@ -122,58 +149,84 @@ def require_hook(model: Any, hook_name: str) -> None:
     )
 
 
-class _HookReached(Exception):
+class _HooksReached(Exception):
     """Ends a forward pass once the wanted activations are there."""
 
 
-class _Grab:
-    """A forward hook that keeps what a hook point puts out."""
+class _Collector:
+    """Keeps what hook points put out, and may end the forward pass when it has everything."""
 
-    def __init__(self, stop: bool):
+    def __init__(self, hook_names: Iterable[str], stop: bool):
+        self.missing = set(hook_names)
         self.stop = stop
-        self.activations: Tensor | None = None
+        self.found: dict[str, Tensor] = {}
+
+    def take(self, hook_name: str, activations: Tensor) -> None:
+        self.found[hook_name] = activations
+        self.missing.discard(hook_name)
+        if self.stop and not self.missing:
+            raise _HooksReached
+
+
+class _Grab:
+    """A forward hook that hands what a hook point puts out to a collector."""
+
+    def __init__(self, hook_name: str, collector: _Collector):
+        self.hook_name = hook_name
+        self.collector = collector
 
     def __call__(self, module: HookPoint, inputs: Any, output: Tensor) -> None:
-        self.activations = output
-        if self.stop:
-            raise _HookReached
+        self.collector.take(self.hook_name, output)
 
 
-def _run_to_hook(
-    model: HookedRootModule, tokens: Tensor, hook_name: str, model_kwargs: dict[str, Any]
-) -> Tensor:
-    require_hook(model, hook_name)
-    grab = _Grab(stop=True)
-    handle = model.hook_dict[hook_name].register_forward_hook(grab)
-    try:
-        model(tokens, **{"prepend_bos": False, **model_kwargs})
-    except _HookReached:
-        pass
-    finally:
-        handle.remove()
-    if grab.activations is None:
-        raise ValueError(_did_not_run(hook_name))
-    return grab.activations
+def _collecting(model: HookedRootModule, collector: _Collector) -> ExitStack:
+    """Inside, the hook points hand their outputs to `collector`."""
+    stack = ExitStack()
+    for name in sorted(collector.missing):
+        handle = model.hook_dict[name].register_forward_hook(_Grab(name, collector))
+        stack.callback(handle.remove)
+    return stack
+
+
+def _run_to_hooks(
+    model: Any,
+    tokens: Tensor,
+    hook_names: Sequence[str],
+    model_kwargs: dict[str, Any],
+    fused: bool,
+) -> dict[str, Tensor]:
+    for name in hook_names:
+        require_hook(model, name)
+    may_fuse = fused and not model_kwargs and can_run_fused(model)
+    is_fusable = fusable_blocks(model) if may_fuse else []  # before there are hooks of our own
+    collector = _Collector(hook_names, stop=True)
+    with _collecting(model, collector):
+        try:
+            if any(is_fusable):
+                run_fused(model, tokens, hook_names, is_fusable)
+            else:
+                model(tokens, **{"prepend_bos": False, **model_kwargs})
+        except _HooksReached:
+            return collector.found
+    raise ValueError(_did_not_run(min(collector.missing)))
 
 
 def _run_compiled(
     model: Any,
     tokens: Tensor,
-    hook_name: str,
+    hook_names: Sequence[str],
     stop_at_layer: int,
     model_kwargs: dict[str, Any],
-) -> Tensor:
-    require_hook(model, hook_name)
-    grab = _Grab(stop=False)
-    handle = model.hook_dict[hook_name].register_forward_hook(grab)
-    try:
+) -> dict[str, Tensor]:
+    for name in hook_names:
+        require_hook(model, name)
+    collector = _Collector(hook_names, stop=False)
+    with _collecting(model, collector):
         arguments = {"prepend_bos": False, "stop_at_layer": stop_at_layer, **model_kwargs}
         model(tokens, **arguments)
-    finally:
-        handle.remove()
-    if grab.activations is None:
-        return _run_to_hook(model._orig_mod, tokens, hook_name, model_kwargs)
-    return grab.activations
+    if collector.missing:
+        return _run_to_hooks(model._orig_mod, tokens, hook_names, model_kwargs, fused=False)
+    return collector.found
 
 
 def _runs_truncated(model: Any, model_kwargs: dict[str, Any]) -> bool:

@@ -55,14 +55,18 @@ class TestHooks:
         store = make_store(model, rows, hook_name=hook, hook_layer=1, d_in=d_in)
         tokens = store.get_batch_tokens(3)
         got = store.get_activations(tokens)
-        assert torch.equal(got, reference(model, tokens, hook).reshape(3, 5, 1, d_in))
+        want = reference(model, tokens, hook).reshape(3, 5, 1, d_in)
+        torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-5)
+        store.fused_forward = False  # then to the last bit
+        assert torch.equal(store.get_activations(tokens), want)
 
     def test_one_head(self, model: Any, rows: Dataset) -> None:
         hook = "blocks.1.attn.hook_z"
         store = make_store(model, rows, hook_name=hook, hook_layer=1, hook_head_index=1, d_in=8)
         tokens = store.get_batch_tokens(3)
         got = store.get_activations(tokens)
-        assert torch.equal(got[:, :, 0], reference(model, tokens, hook)[:, :, 1])
+        want = reference(model, tokens, hook)[:, :, 1]
+        torch.testing.assert_close(got[:, :, 0], want, atol=1e-5, rtol=1e-5)
 
     @pytest.mark.parametrize("positions", [(1, 4), (None, -1), (0, 5, 2), (None,), None])
     def test_positions(self, model: Any, rows: Dataset, positions: Any) -> None:
