@@ -37,6 +37,7 @@ HOOK_NAME = "blocks.2.hook_resid_pre"
 D_IN = 128
 EXPANSION_FACTOR = 16
 CONTEXT_SIZE = 256
+BATCH_TOKENS = 1024
 REPORT_FILENAME = "report.html"
 
 # Logged name -> heading of its chart.
@@ -61,10 +62,10 @@ class DemoSettings:
         seed: of everything random.
     """
 
-    training_tokens: int = 1_600_000
+    training_tokens: int = 1_000_000
     eval_prompts: int = 256
     n_features: int = 30
-    dashboard_tokens: int = 200_000
+    dashboard_tokens: int = 150_000
     device: str = "cpu"
     seed: int = 0
 
@@ -186,8 +187,7 @@ def runner_config(
     sae: TrainingSAEConfig, output: Path, settings: DemoSettings
 ) -> LanguageModelSAERunnerConfig:
     """The run that trains one of the SAEs."""
-    batch = 2048
-    steps = settings.training_tokens // batch
+    steps = settings.training_tokens // BATCH_TOKENS
     run_folder = output / "runs" / str(sae.architecture)
     log = run_folder / "log.jsonl"
     log.unlink(missing_ok=True)  # loggers append
@@ -204,10 +204,10 @@ def runner_config(
         model_from_pretrained_kwargs={},
         n_batches_for_norm_estimate=2,
         training_tokens=settings.training_tokens,
-        train_batch_size_tokens=batch,
-        lr=2e-3,
+        train_batch_size_tokens=BATCH_TOKENS,
+        lr=3e-3,
         lr_warm_up_steps=min(100, steps // 10),
-        lr_decay_steps=steps // 2,
+        lr_decay_steps=steps // 3,
         adam_beta1=0.9,
         b_dec_init_method="mean",
         dead_feature_window=min(200, max(1, steps // 4)),
@@ -258,13 +258,15 @@ def _sae_configs(settings: DemoSettings) -> list[TrainingSAEConfig]:
         "normalize_activations": "expected_average_only_in",
         "device": settings.device,
     }
-    steps = settings.training_tokens // 2048
+    steps = settings.training_tokens // BATCH_TOKENS
     jumprelu = JumpReLUTrainingSAEConfig(
         **shared,
         jumprelu_sparsity_loss_mode="quadratic",
-        target_l0=30,
-        l0_coefficient=0.3,
-        l0_warm_up_steps=steps // 5,
+        target_l0=27,  # the reconstruction pulls it a few above
+        l0_coefficient=0.5,
+        l0_warm_up_steps=steps // 6,
+        jumprelu_init_threshold=0.2,
+        jumprelu_bandwidth=0.2,
     )
     return [TopKTrainingSAEConfig(**shared, k=32), jumprelu]
 

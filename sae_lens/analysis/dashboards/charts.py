@@ -28,8 +28,9 @@ def line_chart(
     """
     drawn = {name: points for name, points in series.items() if points}
     xs = [x for points in drawn.values() for x, _ in points] or [0.0, 1.0]
-    ys = [y for points in drawn.values() for _, y in points] or [0.0, 1.0]
-    y_ticks = ticks(*_robust_range(ys))
+    # The first wild steps of training would flatten all the rest; they leave the chart at its edge.
+    settled = [y for points in drawn.values() for x, y in points if x >= 0.05 * max(xs)]
+    y_ticks = ticks(min(settled, default=0.0), max(settled, default=1.0))
     frame = _Frame(_NARROW, 0.0, max(xs) or 1.0, y_ticks[0], y_ticks[-1])
     parts = [frame.grid(y_ticks)]
     for (name, points), color in zip(series.items(), colors, strict=True):
@@ -144,14 +145,6 @@ def _figure(title: str, unit: str, inside: str, x_label: str, width: int) -> str
         f'<text x="{(_LEFT + width - _RIGHT) / 2}" y="{_HEIGHT + 11}" text-anchor="middle">'
         f"{escape(x_label)}</text></svg></figure>"
     )
-
-
-def _robust_range(values: Sequence[float]) -> tuple[float, float]:
-    """Without the first wild steps of training, which would flatten all the rest."""
-    ordered = sorted(values)
-    low = ordered[int(0.02 * (len(ordered) - 1))]
-    high = ordered[math.ceil(0.98 * (len(ordered) - 1))]
-    return low, max(high, low)
 
 
 def _superscript(value: int) -> str:

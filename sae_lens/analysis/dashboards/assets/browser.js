@@ -79,7 +79,7 @@
     const list = make("div", { class: "effects" });
     for (const [token, value] of effects) {
       const bar = make("i");
-      bar.style.width = `${(100 * Math.abs(value) / most).toFixed(1)}%`;
+      bar.style.width = `calc((100% - 52px) * ${(Math.abs(value) / most).toFixed(3)})`;
       list.append(make("div", { class: "effect" }, bar,
         make("span", { class: "token" }, visible(data.vocabulary[token])),
         make("em", {}, (value > 0 ? "+" : "−") + Math.abs(value).toFixed(2))));
