@@ -23,7 +23,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("saes", "activations"),
     ("training", "analysis"),
     ("config",),
-    ("evals",),
+    ("evals", "lm_saes", "synthetic"),
     ("runners",),
     ("cli",),
 ]
