@@ -1,10 +1,10 @@
 """Makes the small language model and the text that the package carries.
 
-    apt-get download python3-doc's sources, or any unpacked CPython documentation, then
     python benchmarks/train_embedded_model.py corpus --docs .../html/_sources
-    python benchmarks/train_embedded_model.py train --minutes 40
+    python benchmarks/train_embedded_model.py train --steps 2150 --bfloat16
 
-`corpus` collects CPython's standard library and documentation (both under the PSF licence), holds
+`--docs` is a folder with the `.rst.txt` sources of CPython's documentation (in Debian's package
+python3.11-doc they are under `html/_sources`). `corpus` collects CPython's standard library and documentation (both under the PSF licence), holds
 out whole files, trains the tokenizer, and writes the text and the tokenizer into the package.
 `train` needs nothing but those files, so anyone can repeat it from an installed package. The
 learning rate follows the share of the budget that is used up, be it minutes or `--steps`; with
