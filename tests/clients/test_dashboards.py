@@ -68,7 +68,7 @@ def test_encoding_some_features_leaves_the_sae_as_it_was(kind: str, d_in: int):
 @pytest.mark.parametrize("kind", [*KINDS, "topk rescaled"])
 def test_decoder_norms_are_folded_twice(kind: str, d_in: int):
     kind, *rescaled = kind.split()
-    options = {"rescale_acts_by_decoder_norm": True} if rescaled else {}
+    options: dict[str, Any] = {"rescale_acts_by_decoder_norm": True} if rescaled else {}
     sae = users_sae(kind, d_in, **options)
     x = torch.randn(5, d_in)
     expected = copy.deepcopy(sae)(x).detach()
