@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.atomic_files import atomic_write_json
@@ -41,6 +42,7 @@ from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.evaluation import InModelEvaluator
 from sae_lens.training.geometric_median import compute_geometric_median
 from sae_lens.training.loggers import make_logger
+from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.resume_files import ResumableCheckpoint
 from sae_lens.training.resumption import restore
 from sae_lens.training.trainer import SAETrainer
@@ -85,6 +87,7 @@ class SAETrainingRunner:
     activations_store: ActivationsStore
     sae: TrainingSAE
     _resumed: ResumableCheckpoint | None
+    _random_state_before: dict[str, Any]
 
     def __init__(
         self,
@@ -107,8 +110,18 @@ class SAETrainingRunner:
         ensure_writable(cfg.checkpoint_path)
         if cfg.output_path is not None:
             ensure_writable(cfg.output_path)
+        self._random_state_before = random_state()
         _seed_everything(cfg.seed)
+        try:
+            self._load_parts(override_dataset, override_model, override_sae)
+        except BaseException:
+            set_random_state(self._random_state_before)
+            raise
 
+    def _load_parts(
+        self, override_dataset: Any, override_model: Any, override_sae: TrainingSAE | None
+    ) -> None:
+        cfg = self.cfg
         self.model = override_model
         if override_model is None:
             self.model = load_model(
@@ -120,6 +133,8 @@ class SAETrainingRunner:
         self.activations_store = ActivationsStore.from_config(
             self.model, cfg, override_dataset=override_dataset
         )
+        if cfg.auto_batch:
+            self.activations_store.halving = HalvingRunner()
         if not cfg.use_cached_activations:
             self.activations_store.check_model()
         self.sae = self._make_sae(override_sae)
@@ -161,6 +176,8 @@ class SAETrainingRunner:
             vars(self.sae).pop("training_forward_pass", None)
             run_logger.finish(error)
         return sae
+            # Seeding was for the run alone; the caller's random numbers go on as they were.
+            set_random_state(self._random_state_before)
 
     # -- the parts --------------------------------------------------------------------------------
 

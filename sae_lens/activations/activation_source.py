@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sae_lens.activations import cache, scaling
 from sae_lens.activations.buffer import ShufflingBuffer
+from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_adapters import (
     activations_at,
     longest_context,
@@ -60,6 +61,8 @@ class ActivationSource(TokenSource):
     seed: int | None
     estimated_norm_scaling_factor: float | None = None
     current_row_idx: int = 0
+    # Set where the model's batches may be run in parts when memory is short.
+    halving: HalvingRunner | None = None
     # Whether blocks of a HookedTransformer may run as fewer, larger operations (`fused_forward`).
     fused_forward: bool = True
     _model_checked: bool = False
@@ -89,7 +92,10 @@ class ActivationSource(TokenSource):
         if not self._model_checked:
             self._require_model_fits()
             self._model_checked = True
-        activations = self._run_model(batch_tokens)[:, self._positions]
+        if self.halving is None:
+            activations = self._run_model(batch_tokens)[:, self._positions]
+        else:
+            activations = self.halving(self._run_model, batch_tokens)[:, self._positions]
         return self._flatten_heads(activations).unsqueeze(2)
 
     @torch.no_grad()

@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from sae_lens.activations.retrying import RetryingIterator
+
 TOKENIZED_COLUMNS = ("tokens", "input_ids")
 TEXT_COLUMNS = ("text", "problem")
 
@@ -31,7 +33,7 @@ class RowReader:
         self.dataset = dataset
         self.column = column
         self.taken = 0
-        self._values = self._read(state or {})
+        self._values = self._open(state or {})
 
     def __iter__(self) -> RowReader:
         return self
@@ -50,6 +52,16 @@ class RowReader:
                 bytearray(text.encode()), dtype=torch.uint8
             ).clone()
         return state
+
+    def _open(self, state: dict[str, Tensor]) -> Iterator[Any]:
+        """The values behind `state`; read on at the same place when the network fails."""
+        values = self._read(state)
+        if iter(self.dataset) is self.dataset:
+            return RetryingIterator(values, None, "the dataset")
+        return RetryingIterator(values, self._read_on, "the dataset")
+
+    def _read_on(self) -> Iterator[Any]:
+        return self._read(self.state_dict())
 
     def _read(self, state: dict[str, Tensor]) -> Iterator[Any]:
         start = int(state.get("taken", 0))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -106,7 +106,19 @@ class NullLogger:
 
 
 class WandbLogger:
-    """Logs to a Weights & Biases run; the package is imported when something is first logged."""
+    """Logs to a Weights & Biases run; the package is imported when something is first logged.
+
+    What goes wrong there never ends a training. When no run can be opened, one is opened offline,
+    whose files `wandb sync` sends later. Numbers that W&B does not take are counted, kept in
+    `gap_path`, and warned of.
+
+    Args:
+        project: project of the run.
+        entity: user or team that owns it.
+        run_name: name of the run.
+        run_id: id of the run; W&B makes one when None.
+        gap_path: file of JSON lines for what W&B does not take.
+    """
 
     is_active = True
 
@@ -116,35 +128,53 @@ class WandbLogger:
         entity: str | None = None,
         run_name: str | None = None,
         run_id: str | None = None,
+        gap_path: str | Path | None = None,
     ) -> None:
         self.project = project
         self.entity = entity
         self.run_name = run_name
         self.run_id = run_id
+        self.gap_path = None if gap_path is None else Path(gap_path)
         self._resumes = False
+        self._missed: list[int] = []  # first step, last step, how many
 
     def start(self, config: Mapping[str, Any]) -> None:
-        """Open the run with `wandb.init`."""
+        """Open the run with `wandb.init`; offline when that fails."""
         import wandb
 
-        resume: dict[str, Any] = {"resume": "allow"} if self._resumes else {}
-        wandb.init(
-            project=self.project,
-            entity=self.entity,
-            config=dict(config),
-            name=self.run_name,
-            id=self.run_id,
-            **resume,
-        )
+        options: dict[str, Any] = {"resume": "allow"} if self._resumes else {}
+        options |= {
+            "project": self.project,
+            "entity": self.entity,
+            "config": dict(config),
+            "name": self.run_name,
+            "id": self.run_id,
+        }
+        if self._try("open a run", wandb.init, **options):
+            return
+        if self._try("open an offline run", wandb.init, mode="offline", **options):
+            logger.warning("W&B logs offline; `wandb sync` sends the files later.")
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Log to the open run at `step`."""
         import wandb
 
-        wandb.log(_with_wandb_histograms(metrics), step=step)
+        if self._try("log", lambda: wandb.log(_with_wandb_histograms(metrics), step=step)):
+            self._tell_of_gap()
+            return
+        first, _, n = self._missed or [step, step, 0]
+        self._missed = [first, step, n + 1]
+        if self.gap_path is not None:
+            try:
+                JsonLinesLogger(self.gap_path).log(metrics, step)
+            except OSError as error:
+                logger.warning("%s cannot be written either: %s", self.gap_path, error)
 
     def log_artifact(self, artifact: LoggedArtifact) -> None:
         """Log the files as an artifact of the open run."""
+        self._try(f"log the artifact {artifact.name}", self._log_artifact, artifact)
+
+    def _log_artifact(self, artifact: LoggedArtifact) -> None:
         import wandb
 
         made = wandb.Artifact(artifact.name, type=artifact.type, metadata=dict(artifact.metadata))
@@ -157,10 +187,11 @@ class WandbLogger:
         """Close the run; W&B marks it as failed when there was an error."""
         import wandb
 
+        self._tell_of_gap()
         if error is None:
-            wandb.finish()
+            self._try("finish", wandb.finish)
         else:
-            wandb.finish(exit_code=1)
+            self._try("finish", wandb.finish, exit_code=1)
 
     def state_dict(self) -> dict[str, Any]:
         """The id of the run."""
@@ -174,6 +205,27 @@ class WandbLogger:
         if state.get("run_id") is not None:
             self.run_id = state["run_id"]
             self._resumes = True
+
+    def _try(self, what: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> bool:
+        """Whether W&B did it; warns at the first failure of a row."""
+        try:
+            call(*args, **kwargs)
+        except Exception as error:
+            if not self._missed:
+                logger.warning(
+                    "W&B could not %s (%s: %s); training goes on.",
+                    what, type(error).__name__, error,
+                )  # fmt: skip
+            return False
+        return True
+
+    def _tell_of_gap(self) -> None:
+        if not self._missed:
+            return
+        first, last, n = self._missed
+        kept = "" if self.gap_path is None else f"; they are in {self.gap_path}"
+        logger.warning("W&B did not take %d records of steps %d to %d%s.", n, first, last, kept)
+        self._missed = []
 
 
 class JsonLinesLogger:
@@ -238,6 +290,7 @@ class JsonLinesLogger:
                 file.write(b"\n")
 
     def _write(self, line: Mapping[str, Any]) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)  # it may have been removed
         with open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -290,7 +343,11 @@ def make_logger(cfg: Any) -> MetricLogger:
     """The logger that a config with `log_to_wandb`, `wandb_*` and `log_to_jsonl` asks for."""
     loggers: list[MetricLogger] = []
     if cfg.log_to_wandb:
-        loggers.append(WandbLogger(cfg.wandb_project, cfg.wandb_entity, cfg.run_name, cfg.wandb_id))
+        folder = getattr(cfg, "checkpoint_path", None)
+        gap_path = None if folder is None else Path(folder) / "wandb_gap.jsonl"
+        loggers.append(
+            WandbLogger(cfg.wandb_project, cfg.wandb_entity, cfg.run_name, cfg.wandb_id, gap_path)
+        )
     jsonl_path = getattr(cfg, "log_to_jsonl", None)
     if jsonl_path is not None:
         loggers.append(JsonLinesLogger(jsonl_path))

@@ -237,6 +237,8 @@ class SAETrainer(FiringStatisticsNames):
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
         if skip.device.type == "cpu" and skip:
             logger.warning("The batch of step %d is skipped: no update.", self.n_training_steps)
+            self.optimizer.zero_grad()
+            self.optimizer.step()  # without gradients it changes nothing, but schedules expect it
         else:
             self.statistics.update(output.feature_acts)
             clip_and_step(self.optimizer, sae.parameters(), norm, skip)

@@ -163,4 +163,24 @@ def test_an_interrupted_run_ends_with_130(
 
     monkeypatch.setattr(sae_training_runner, "SAETrainingRunner", Interrupted)
     assert main(["train", "--config", str(run_file)]) == 130
-    assert capsys.readouterr().err == "sae-lens train: interrupted\n"
+    hint, interrupted = capsys.readouterr().err.splitlines()
+    assert "checkpoints" in hint and "--resume" in hint
+    assert interrupted == "sae-lens train: interrupted"
+
+
+@pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
+def test_a_run_goes_on_with_resume(
+    run_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train = ["train", "--config", str(run_file), "--wandb_id", "run"]
+    assert main(train) == 0
+    capsys.readouterr()
+    for place in ([], ["latest"], [str(tmp_path / "checkpoints" / "run")]):
+        assert main([*train, "--training_tokens", "768", "--resume", *place]) == 0
+        assert "final_768" in capsys.readouterr().out
+    assert main([*train, "--lr", "0.5", "--resume"]) == 1
+    assert "lr is 0.5" in capsys.readouterr().err
+    assert main([*train, "--resume", "true"]) == 2
+    assert "resume_from_checkpoint" in capsys.readouterr().err
+    assert main([*train, "--resume", str(tmp_path / "nowhere")]) == 1
+    assert "nowhere" in capsys.readouterr().err
