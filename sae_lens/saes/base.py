@@ -329,10 +329,20 @@ class SAE(HookedRootModule):
         return self._initial_device if W_dec is None else W_dec.device
 
     def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
-        """Move or cast in place, as `nn.Module.to`; `cfg.device` and `cfg.dtype` follow."""
+        """Move or cast in place, as `nn.Module.to`; `cfg.device` and `cfg.dtype` follow.
+
+        What is given by position and by keyword is taken from the keyword.
+        """
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
-        device, dtype, *_ = torch._C._nn._parse_to(*args, **kwargs)  # type: ignore[attr-defined]
-        super().to(*args, **kwargs)
+        if "tensor" in kwargs:
+            args = (kwargs.pop("tensor"), *args)
+        parse_to = torch._C._nn._parse_to  # type: ignore[attr-defined]
+        names = ("device", "dtype", "non_blocking", "memory_format")
+        by_position = dict(zip(names, parse_to(*args), strict=True))
+        settings = {name: value for name, value in by_position.items() if value is not None}
+        settings |= kwargs
+        device, dtype, *_ = parse_to(**settings)
+        super().to(**settings)
         if device is not None:
             self.cfg.device = str(device)
         if dtype is not None:

@@ -43,8 +43,9 @@ def normalize(
     A token of norm zero stays finite.
     """
     if kind == "constant_norm_rescale":
-        norm = x.norm(dim=-1, keepdim=True).clamp(min=torch.finfo(x.dtype).tiny)
         size = x.shape[-1] ** 0.5
+        # so large that its inverse is finite
+        norm = x.norm(dim=-1, keepdim=True).clamp(min=size * torch.finfo(x.dtype).tiny)
         return x * (size / norm), NormStats(scale=norm / size)
     if kind == "layer_norm":
         mean = x.mean(dim=-1, keepdim=True)

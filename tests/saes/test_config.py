@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import json
 import pickle
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
 import pytest
 import torch
 
+from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.saes import (
     SAE,
     GatedSAEConfig,
@@ -83,6 +84,17 @@ def test_missing_fields_are_a_type_error():
     del incomplete["d_in"]
     with pytest.raises(TypeError, match="d_in"):
         SAEConfig.from_dict(incomplete)
+
+
+def test_training_fields_that_older_files_lack_have_the_defaults_of_runs():
+    cfg = TrainingSAEConfig.from_dict(flat_config_dict())
+    run = LanguageModelSAERunnerConfig(verbose=False)
+    own = {f.name for f in fields(TrainingSAEConfig)} - {f.name for f in fields(SAEConfig)}
+    assert len(own) == 13
+    assert {name: getattr(cfg, name) for name in own} == {name: getattr(run, name) for name in own}
+    assert (cfg.l1_coefficient, cfg.normalize_sae_decoder, cfg.jumprelu_bandwidth) == (
+        1e-3, True, 1e-3,
+    )  # fmt: skip
 
 
 def test_architecture_is_a_string_that_may_be_called():

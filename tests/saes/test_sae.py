@@ -247,6 +247,10 @@ def test_dtype_and_device_follow_every_kind_of_move(architecture: str):
     assert (sae.dtype, sae.cfg.dtype) == (torch.float16, "torch.float16")
     sae.to(torch.zeros(1, dtype=torch.float32))
     assert (sae.dtype, sae.device) == (torch.float32, torch.device("cpu"))
+    sae.to("cpu", torch.float16, device=torch.device("cpu"), dtype=torch.float64)
+    assert (sae.dtype, sae.cfg.dtype, sae.cfg.device) == (torch.float64, "torch.float64", "cpu")
+    sae.to(tensor=torch.zeros(1), non_blocking=True)
+    assert (sae.dtype, sae.cfg.dtype) == (torch.float32, "torch.float32")
 
 
 @every_architecture

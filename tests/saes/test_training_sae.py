@@ -112,6 +112,31 @@ def test_training_and_inference_agree(architecture: str, normalization: str, tmp
     assert again.cfg.to_dict() == sae.cfg.to_dict()
 
 
+@every_architecture
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_the_error_term_restores_the_input(architecture: str, normalization: str):
+    sae = make_training_sae(architecture, normalize_activations=normalization)
+    x = activations()
+    assert (sae(x) - x).abs().max() > 0.1
+    sae.use_error_term = True
+    assert_close(sae(x), x)
+
+
+def test_gated_losses_see_the_processed_input():
+    sae = make_training_sae("gated", normalize_activations="constant_norm_rescale")
+    x = activations()
+    small, large = (step(sae, scale * x, 0.5) for scale in (1, 7))
+    # tokens of any norm are the same to the encoder, and so to the losses of its gate
+    for name in ("l1_loss", "auxiliary_reconstruction_loss"):
+        assert_close(large.losses[name], small.losses[name])
+    assert_close(large.feature_acts, small.feature_acts)
+    assert_close(large.losses["mse_loss"], 49 * small.losses["mse_loss"], rtol=1e-3)
+    seen = [("hook_sae_input", lambda value, hook: value * 0)]
+    with sae.hooks(fwd_hooks=seen):
+        blank = step(sae, x, 0.5)
+    assert_close(blank.losses["l1_loss"], step(sae, 0 * x, 0.5).losses["l1_loss"])
+
+
 @pytest.mark.parametrize("architecture", V6_ARCHITECTURES)
 def test_v6_form_survives_files(architecture: str, tmp_path: Path):
     sae = make_v6(architecture, metadata=SAEMetadata(model_name="tiny", hook_name="hook_embed"))
