@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import ast
 import importlib
+import inspect
 import subprocess
 import sys
 import warnings
+from dataclasses import is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,28 @@ def test_early_names_resolve_without_being_listed() -> None:
     for name in sae_lens._EARLY_NAMES:
         assert name not in sae_lens.__all__
         assert getattr(sae_lens, name) is not None
+
+
+def test_no_default_can_be_changed_by_a_call() -> None:
+    """Lists, dicts, sets and config objects as defaults would be shared between calls."""
+    checked, shared = 0, []
+    for path in [routes[0] for routes in ROUTES]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            found = resolve(path)
+        functions = [found, *vars(found).values()] if inspect.isclass(found) else [found]
+        for function in map(inspect.unwrap, filter(inspect.isroutine, functions)):
+            function = getattr(function, "__func__", function)
+            if not str(getattr(function, "__module__", "")).startswith("sae_lens"):
+                continue
+            checked += 1
+            for parameter in inspect.signature(function).parameters.values():
+                default = parameter.default
+                is_config = is_dataclass(default) and not isinstance(default, type)
+                if is_config or isinstance(default, (list, dict, set)):
+                    shared.append(f"{path}({parameter.name}={default!r})")
+    assert checked > 300
+    assert not shared
 
 
 def test_names_for_the_type_checker_are_the_names_at_run_time() -> None:

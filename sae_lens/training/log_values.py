@@ -110,4 +110,5 @@ def _unwrap_item(item: float | Tensor) -> float:
 
 def _log_feature_sparsity(feature_sparsity: Tensor, eps: float = 1e-10) -> Tensor:
     """log10 of firing densities, on the CPU; `eps` stands in for zero."""
-    return torch.log10(feature_sparsity + eps).detach().cpu()
+    dtype = torch.promote_types(feature_sparsity.dtype, torch.float32)  # in float16 eps would be 0
+    return torch.log10(feature_sparsity.to(dtype) + eps).detach().cpu()

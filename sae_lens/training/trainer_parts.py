@@ -38,7 +38,9 @@ class TrainerParts(NamedTuple):
 def trainer_parts(*args: Any, **kwargs: Any) -> TrainerParts:
     """Parts from the arguments of either form, told apart by the kind of config or by keyword."""
     cfg = args[0] if args else kwargs.get("cfg")
-    is_second_form = hasattr(cfg, "total_training_samples") or "data_provider" in kwargs
+    # the first argument may also be a model, or a stand-in for one that has any attribute
+    n_samples = getattr(cfg, "total_training_samples", None)
+    is_second_form = isinstance(n_samples, (int, float)) or "data_provider" in kwargs
     return (_parts_on_iterator if is_second_form else _parts_on_model)(*args, **kwargs)
 
 

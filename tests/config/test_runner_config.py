@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import pickle
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +153,7 @@ def test_early_names_still_work() -> None:
     assert (objects.dtype, objects.device) == ("torch.float64", "cpu")
 
 
-def test_a_run_has_a_checkpoint_folder_of_its_own() -> None:
+def test_a_run_has_a_checkpoint_folder_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = config(), config()
     assert first.checkpoint_path != second.checkpoint_path
     run_id = first.checkpoint_path.removeprefix("checkpoints/")
@@ -160,6 +161,8 @@ def test_a_run_has_a_checkpoint_folder_of_its_own() -> None:
     assert run_id.isalnum() and run_id.islower() | run_id.isdigit()
     named = config(checkpoint_path="a/b", wandb_id="my-run")
     assert named.checkpoint_path == "a/b/my-run"
+    monkeypatch.setitem(sys.modules, "wandb", None)  # ids are made without the package
+    assert config().checkpoint_path != first.checkpoint_path
     differing = {k for k, v in first.to_dict().items() if second.to_dict()[k] != v}
     assert differing == {"checkpoint_path"}
 

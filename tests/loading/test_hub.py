@@ -619,6 +619,12 @@ def test_uploading_a_list_to_a_branch_keeps_an_existing_card(server: HubServer) 
     assert list(repository.commits[repository.branches["main"]]) == ["README.md"]
 
 
+def test_nothing_to_upload_is_said() -> None:
+    for nothing in ({}, []):
+        with pytest.raises(ValueError, match="No SAEs to upload"):
+            upload_saes_to_huggingface(nothing, "tester/mine")
+
+
 def test_an_upload_survives_a_busy_hub(server: HubServer) -> None:
     server.faults = [Fault("/commit/", 503), Fault("/api/repos/create", 429)]
     upload_saes_to_huggingface(saes=some_saes()[:1], repo_id="tester/mine", show_progress=False)

@@ -71,6 +71,13 @@ def test_the_points_may_be_differentiated() -> None:
     torch.testing.assert_close(points.grad.sum(0), torch.ones(3))
 
 
+def test_a_bar_is_shown_when_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    compute_geometric_median(torch.randn(5, 2))
+    assert capsys.readouterr().err == ""
+    compute_geometric_median(torch.randn(5, 2), verbose=True)
+    assert "Geometric median" in capsys.readouterr().err
+
+
 def test_no_points_are_refused() -> None:
     with pytest.raises(ValueError, match="n > 0"):
         compute_geometric_median(torch.zeros(0, 3))

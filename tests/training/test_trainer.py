@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -205,6 +206,8 @@ def test_both_forms_are_told_apart_by_position_and_by_keyword() -> None:
     )
     assert by_keyword.activations_store is feed
     assert by_keyword.save_checkpoint is print
+    # a stand-in for a model has every attribute that it is asked for
+    assert SAETrainer(MagicMock(), own, feed, print, runner_cfg).cfg is runner_cfg
     with pytest.raises(TypeError):
         SAETrainer(cfg, sae)
 
@@ -479,6 +482,8 @@ def test_small_helpers() -> None:
     assert _unwrap_item(0.5) == _unwrap_item(torch.tensor(0.5)) == 0.5
     logs = _log_feature_sparsity(torch.tensor([0.1, 0.0]))
     assert logs.tolist() == pytest.approx([-1, -10])
+    half = _log_feature_sparsity(torch.tensor([0.0], dtype=torch.float16))
+    assert half.tolist() == pytest.approx([-10])
     trainer, _ = make_trainer()
     trainer.sae.cfg.sae_lens_training_version = None
     _update_sae_lens_training_version(trainer.sae)
@@ -621,7 +626,8 @@ def test_a_trainer_goes_on_from_its_state(architecture: str) -> None:
 
 
 def test_autocast_trains_in_bfloat16() -> None:
-    trainer, _ = make_trainer(autocast=True)
+    # autocast knows kinds of devices, not numbered ones
+    trainer, _ = make_trainer(autocast=True, device="cpu:0")
     output = trainer._train_step(trainer.sae, torch.randn(BATCH, D_IN))
     # with biases of zero every pre-activation is a product that came out in bfloat16
     assert torch.equal(output.hidden_pre, output.hidden_pre.bfloat16().float())
