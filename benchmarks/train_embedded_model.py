@@ -4,11 +4,12 @@
     python benchmarks/train_embedded_model.py train --steps 2150 --bfloat16
 
 `--docs` is a folder with the `.rst.txt` sources of CPython's documentation (in Debian's package
-python3.11-doc they are under `html/_sources`). `corpus` collects CPython's standard library and documentation (both under the PSF licence), holds
-out whole files, trains the tokenizer, and writes the text and the tokenizer into the package.
-`train` needs nothing but those files, so anyone can repeat it from an installed package. The
-learning rate follows the share of the budget that is used up, be it minutes or `--steps`; with
-`--steps` the run is the same on every repetition. A run that was stopped goes on from `--state`.
+python3.11-doc they are under `html/_sources`). `corpus` collects CPython's standard library and
+documentation (both under the PSF licence), holds out whole files, trains the tokenizer, and writes
+the text and the tokenizer into the package. `train` needs nothing but those files, so anyone can
+repeat it from an installed package. The learning rate follows the share of the budget that is used
+up, be it minutes or `--steps`; with `--steps` the run is the same on every repetition. A run that
+was stopped goes on from `--state`.
 
 The model is a plain pre-norm decoder: rotary positions, tanh-GELU, LayerNorm, embedding and
 unembedding tied. It is written out here in forty lines of torch because that trains several times
