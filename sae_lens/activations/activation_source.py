@@ -75,6 +75,7 @@ class ActivationSource(TokenSource):
             ValueError: when the model has no such hook, or takes no prompts of this length.
             RuntimeError: when the hook's width is not `d_in`.
         """
+        self.pause_prefetching()
         self._require_model_fits()
         token = torch.zeros(1, 1, dtype=torch.long, device=model_device(self.model))
         self._flatten_heads(self._run_model(token))
@@ -89,6 +90,7 @@ class ActivationSource(TokenSource):
             ValueError: when the model has no such hook, or takes no prompts of this length.
             RuntimeError: when the hook's width is not `d_in`.
         """
+        self.pause_prefetching()
         if not self._model_checked:
             self._require_model_fits()
             self._model_checked = True
@@ -191,6 +193,7 @@ class ActivationSource(TokenSource):
     def _read_buffer(
         self, n_batches: int, raise_on_epoch_end: bool, shuffle: bool, with_tokens: bool = False
     ) -> tuple[Tensor, Tensor]:
+        self.pause_prefetching()
         n_prompts = n_batches * self.store_batch_size_prompts
         if self.cached_activation_dataset is not None:
             self._require_cache_holds(n_prompts)

@@ -17,6 +17,8 @@ from sae_lens.activations import scaling, store_state
 from sae_lens.activations.activation_source import ActivationSource
 from sae_lens.activations.buffer import ShufflingBuffer
 from sae_lens.activations.mixing import BatchMixer
+from sae_lens.activations.model_adapters import model_device
+from sae_lens.activations.prefetch import Prefetcher
 from sae_lens.activations.store_settings import (
     DEFAULT_TOTAL_TOKENS,
     settings_from_cache_config,
@@ -65,6 +67,7 @@ class ActivationsStore(ActivationSource):
         disable_concat_sequences: bool = False,
         activations_mixing_fraction: float = 0.5,
         n_batches_for_norm_estimate: int = 1000,
+        prefetch_batches: int = 0,
     ):
         """Open the dataset and find its column; the model does not run yet.
 
@@ -96,6 +99,8 @@ class ActivationsStore(ActivationSource):
             disable_concat_sequences: one text per prompt; texts that are too short are skipped.
             activations_mixing_fraction: which part of the buffer stays when the rest is served.
             n_batches_for_norm_estimate: for `set_norm_scaling_factor_if_needed`.
+            prefetch_batches: how many training batches a thread makes ahead of `next_batch`; see
+                `pause_prefetching`. As many as a refill of half the buffer gives hide it entirely.
 
         Raises:
             ValueError: when the dataset is empty or has no usable column, rows are shorter than
@@ -136,6 +141,7 @@ class ActivationsStore(ActivationSource):
         self.estimated_norm_scaling_factor = None
         self._dataloader: Iterator[Tensor] | None = None
         self._mixer: BatchMixer | None = None
+        self._ahead = self._new_prefetcher(prefetch_batches)
         self.cached_activation_dataset = self.load_cached_activation_dataset()
 
     @classmethod
@@ -206,7 +212,9 @@ class ActivationsStore(ActivationSource):
         Args:
             dataset: other data to evaluate on; by default the same.
         """
+        self.pause_prefetching()
         other = copy.copy(self)
+        other._ahead = other._new_prefetcher(0)
         if dataset is not None:
             other.total_training_tokens = 0  # what is evaluated need not suffice for training
             other._open_dataset(dataset)
@@ -227,6 +235,7 @@ class ActivationsStore(ActivationSource):
         Raises:
             ValueError: when the buffer cannot be mixed, being too small.
         """
+        self.pause_prefetching()
         if self._storage_buffer is None:
             self._get_mixer().load(self._feed, max_reads=self.half_buffer_size)
         assert self._storage_buffer is not None
@@ -259,6 +268,7 @@ class ActivationsStore(ActivationSource):
         Raises:
             ValueError: when the buffer holds less than a training batch, or the data do.
         """
+        self.pause_prefetching()
         mixer = self._get_mixer()
         mixer.start_pass(self._feed)
         return self._batches_of_pass(mixer, mixer.n_passes)
@@ -269,6 +279,24 @@ class ActivationsStore(ActivationSource):
         Raises:
             ValueError: when the buffer holds less than a training batch, or the data do.
         """
+        return self._ahead.take()
+
+    def pause_prefetching(self) -> None:
+        """Bring the thread that makes batches ahead to rest, until the next `next_batch`.
+
+        While it runs, model and data are its own. The methods of the store pause it by themselves;
+        whoever uses the model otherwise calls this first. Afterwards no thread is left, so this is
+        also how to close the store. Batches made ahead are kept and part of the state.
+        """
+        self._ahead.pause()
+
+    def _new_prefetcher(self, n_batches: int) -> Prefetcher:
+        return Prefetcher(self._make_batch, n_batches, self._devices)
+
+    def _devices(self) -> set[torch.device]:
+        return {self.device, model_device(self.model)}
+
+    def _make_batch(self) -> Float[Tensor, "batch 1 d_in"]:
         batch = next(self.dataloader, None)
         if batch is None:
             self._dataloader = self.get_data_loader()
@@ -297,8 +325,10 @@ class ActivationsStore(ActivationSource):
         Unscaled rows are dropped from the buffers afterwards, and the data are rewound to where
         they stood where that is possible, so that training sees every token.
         """
-        factor = self.estimated_norm_scaling_factor
+        self.pause_prefetching()
+        factor, ahead = self.estimated_norm_scaling_factor, self._ahead
         position = store_state.capture_position(self)
+        self._ahead = self._new_prefetcher(0)
         self.estimated_norm_scaling_factor = 1.0
         try:
             with warnings.catch_warnings():
@@ -308,13 +338,14 @@ class ActivationsStore(ActivationSource):
                     self.next_batch, n_batches_for_norm_estimate, self._epoch_is_served
                 )
         finally:
-            self.estimated_norm_scaling_factor = factor
+            self.estimated_norm_scaling_factor, self._ahead = factor, ahead
             self._drop_buffers()
             if position is not None:
                 store_state.restore_position(self, position)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Everything that changes, as a snapshot: see `store_state`."""
+        self.pause_prefetching()
         return {name: value.clone() for name, value in store_state.capture(self).items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -323,10 +354,12 @@ class ActivationsStore(ActivationSource):
         Raises:
             ValueError: when the rows in it do not fit this store.
         """
+        self.pause_prefetching()
         store_state.restore(self, state)
 
     def save(self, file_path: str | Path) -> None:
         """Write the state to a safetensors file."""
+        self.pause_prefetching()
         atomic_save_safetensors(store_state.capture(self), file_path)
 
     def load(self, file_path: str | Path) -> None:
@@ -389,6 +422,7 @@ class ActivationsStore(ActivationSource):
 
     def _drop_buffers(self) -> None:
         self._dataloader = None
+        self._ahead.waiting = ()
         if self._mixer is not None:
             self._mixer.drop()
 

@@ -84,6 +84,7 @@ def settings_from_runner_config(model: Any, cfg: Any, override_dataset: Any) -> 
         "seed": getattr(cfg, "seed", None),
         "activations_mixing_fraction": getattr(cfg, "activations_mixing_fraction", 0.5),
         "n_batches_for_norm_estimate": getattr(cfg, "n_batches_for_norm_estimate", 1000),
+        "prefetch_batches": getattr(cfg, "prefetch_batches", 0),
     }
 
 

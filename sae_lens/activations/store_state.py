@@ -3,8 +3,9 @@
 Names that other versions of the library know: `n_dataset_processed`, `storage_buffer` (the rows
 that wait for the next mixing) and `estimated_norm_scaling_factor`. Beside them, as soon as there is
 something to say: `scheduled_rows` (the rest of the current pass, in order), `mixing.*` (epoch,
-counters, generator), `tokens.*` (where the data stand) and `current_row_idx` of a cache. With these
-a store made in the same way goes on exactly where the saved one stood.
+counters, generator), `tokens.*` (where the data stand), `current_row_idx` of a cache and
+`prefetched` (batches made ahead, which come first). With these a store made in the same way goes on
+exactly where the saved one stood, whether or not it makes batches ahead.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ def capture(store: ActivationsStore) -> State:
     state.update(_prefixed("tokens.", store._token_state()))
     if store.cached_activation_dataset is not None:
         state["current_row_idx"] = torch.tensor(store.current_row_idx)
+    if store._ahead.waiting:
+        state["prefetched"] = torch.stack(store._ahead.waiting)
     mixer = store._mixer
     if mixer is not None and (mixer.filled or mixer.epoch > 0):
         rows = mixer.buffer.arranged().unsqueeze(1)
@@ -54,6 +57,7 @@ def restore(store: ActivationsStore, state: State) -> None:
     store._load_token_state(_without_prefix("tokens.", state), n_processed)
     store.current_row_idx = int(state.get("current_row_idx", 0))
     store._dataloader = None
+    store._ahead.waiting = _batches(state.get("prefetched"), store)
     stored = state.get("storage_buffer", state.get(_OTHER_BUFFER_NAME))
     store._mixer = None
     if stored is None:
@@ -72,7 +76,8 @@ def restore(store: ActivationsStore, state: State) -> None:
 
 def capture_position(store: ActivationsStore) -> State | None:
     """Where the data stand, if a store with an empty buffer could be brought back there."""
-    holds_rows = store._mixer is not None and len(store._mixer.buffer) > 0
+    held = 0 if store._mixer is None else len(store._mixer.buffer)
+    holds_rows = held > 0 or len(store._ahead.waiting) > 0
     one_pass_only = iter(store.dataset) is store.dataset
     if holds_rows or one_pass_only:
         return None
@@ -93,6 +98,13 @@ def restore_position(store: ActivationsStore, position: State) -> None:
         store._mixer.load_state_dict(counters)
     else:
         store._mixer = None
+
+
+def _batches(saved: Tensor | None, store: ActivationsStore) -> list[Tensor]:
+    if saved is None:
+        return []
+    _require_rows_fit(saved, store.d_in, saved.numel())
+    return list(saved.to(device=store.device, dtype=store.dtype))
 
 
 def _require_rows_fit(rows: Tensor, d_in: int, n_free: int) -> None:

@@ -57,6 +57,9 @@ class TokenSource:
         self._open_dataset(dataset)
         self._rewind_tokens()
 
+    def pause_prefetching(self) -> None:
+        """Nothing to do here; stores that make batches ahead bring their thread to rest."""
+
     @property
     def iterable_sequences(self) -> Iterator[Int[Tensor, " context"]]:
         """The current pass over the data as rows of tokens; begun when it is first asked for."""
@@ -82,6 +85,7 @@ class TokenSource:
             StopIteration: at the epoch's end, if asked for.
             ValueError: when the data give no rows, or an id is beyond the model's vocabulary.
         """
+        self.pause_prefetching()
         wanted = batch_size or self.store_batch_size_prompts
         just_restarted = False
         while len(self._held_rows) < wanted:
@@ -107,6 +111,7 @@ class TokenSource:
             seed: of the shuffling.
             buffer_size: how many rows of a streaming dataset to mix; 1 mixes only its shards.
         """
+        self.pause_prefetching()
         if is_huggingface_dataset(self.dataset):
             self.dataset = self.dataset.shuffle(seed=seed)
         else:
@@ -116,6 +121,7 @@ class TokenSource:
 
     def reset_input_dataset(self) -> None:
         """Read tokens from the start of the dataset again."""
+        self.pause_prefetching()
         self.iterable_dataset = iter(self.dataset)
         self._stream = None
         self._held_rows = []

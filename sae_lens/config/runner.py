@@ -152,6 +152,8 @@ class LanguageModelSAERunnerConfig:
         log_to_jsonl: file to which everything logged is appended as JSON lines.
         sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
             by the measured density ("auto"); the numbers are the same.
+        prefetch_batches: training batches that a thread makes ahead; for a language model on a
+            device of its own, or a GPU with room to spare. 0 makes each when it is needed.
         checkpoint_every_minutes: a checkpoint after so many minutes without one.
         keep_last: how many checkpoints along the way are kept, the newest; all when None.
         keep_best_metric: keep a checkpoint "best" of the evaluation in which this metric was best,
@@ -275,6 +277,7 @@ class LanguageModelSAERunnerConfig:
     log_weights_to_wandb: bool = field(default=True, kw_only=True)
     log_to_jsonl: str | None = field(default=None, kw_only=True)
     sparse_kernels: str = field(default="auto", kw_only=True)
+    prefetch_batches: int = field(default=0, kw_only=True)
     checkpoint_every_minutes: float | None = field(default=None, kw_only=True)
     keep_last: int | None = field(default=None, kw_only=True)
     keep_best_metric: str | None = field(default=None, kw_only=True)

@@ -47,6 +47,7 @@ class StoreSource:
 
     @norm_scaling_factor.setter
     def norm_scaling_factor(self, value: float | None) -> None:
+        pause_prefetching(self.store)
         self.store.estimated_norm_scaling_factor = value
 
     def prepare(self) -> None:
@@ -103,6 +104,13 @@ class IteratorSource:
         if batch.ndim == 3 and batch.shape[1] == 1:
             batch = batch[:, 0, :]
         return batch if self.norm_scaling_factor is None else batch * self.norm_scaling_factor
+
+
+def pause_prefetching(data: Any) -> None:
+    """Bring a source that makes batches ahead to rest, before its model or state is touched."""
+    pause = getattr(data, "pause_prefetching", None)
+    if pause is not None:
+        pause()
 
 
 class ActivationScaler:

@@ -49,7 +49,7 @@ from sae_lens.training.optim import (
 from sae_lens.training.resumption import capture, restore
 from sae_lens.training.rewinding import rewind
 from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
-from sae_lens.training.sources import ActivationScaler
+from sae_lens.training.sources import ActivationScaler, pause_prefetching
 from sae_lens.training.statistic_names import FiringStatisticsNames
 from sae_lens.training.statistics import FiringStatistics
 from sae_lens.training.trainer_checkpoints import logging_config, save_without_runner
@@ -372,6 +372,7 @@ class SAETrainer(FiringStatisticsNames):
         if self.evaluator is None or not is_wanted or not self._is_due(every):
             return
         self.sae.eval()
+        pause_prefetching(self.activations_store)  # the evaluator uses the model
         # Whether there are evaluations must not change the random numbers of the training.
         devices = [self.sae.device] if self.sae.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
