@@ -23,6 +23,7 @@ import torch
 
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
+from sae_lens.activations.paired import PairedActivationsStore
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.atomic_files import atomic_write_json
 from sae_lens.config.arguments import (
@@ -130,7 +131,9 @@ class SAETrainingRunner:
                 device=cfg.llm_device or cfg.device,
                 model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
             )
-        self.activations_store = ActivationsStore.from_config(
+        is_paired = getattr(cfg.sae, "hook_name_out", None) is not None
+        store_class = PairedActivationsStore if is_paired else ActivationsStore
+        self.activations_store = store_class.from_config(
             self.model, cfg, override_dataset=override_dataset
         )
         if cfg.auto_batch:
@@ -172,12 +175,13 @@ class SAETrainingRunner:
             error = raised
             raise
         finally:
+            self.activations_store.pause_prefetching()
             # A compiled pass on the instance would keep the SAE from being pickled.
             vars(self.sae).pop("training_forward_pass", None)
             run_logger.finish(error)
-        return sae
             # Seeding was for the run alone; the caller's random numbers go on as they were.
             set_random_state(self._random_state_before)
+        return sae
 
     # -- the parts --------------------------------------------------------------------------------
 
@@ -250,7 +254,9 @@ class SAETrainingRunner:
             except (KeyboardInterrupt, InterruptedException, DataSourceError) as error:
                 if trainer.weights_are_final:
                     raise  # the final checkpoint is complete by then
-                logger.warning("%s; saving a checkpoint before stopping.", error or "Interrupted")
+                logger.warning(
+                    "%s; saving a checkpoint before stopping.", str(error) or "Interrupted"
+                )
                 self.save_checkpoint(trainer, checkpoint_name=str(trainer.n_training_tokens))
                 logger.info("The checkpoint is saved.")
                 raise
