@@ -22,9 +22,17 @@ from sae_lens.saes.sparsity_losses import (
     sparsity_loss,
 )
 from sae_lens.saes.training_step import TrainingEncoding
+from sae_lens.saes.transcoder_training import TranscoderTraining
 from sae_lens.saes.weights import row_norms, unit_rows_
 
-ARCHITECTURES = ("standard", "jumprelu", "topk", "batchtopk")
+_SELECTIONS = ("", "jumprelu_", "topk_", "batchtopk_")
+ARCHITECTURES = (
+    "standard",
+    "jumprelu",
+    "topk",
+    "batchtopk",
+    *(f"{kind}{name}" for name in ("transcoder", "skip_transcoder") for kind in _SELECTIONS),
+)
 _SCALED = "expected_average_only_in"
 
 
@@ -121,6 +129,11 @@ class SAEAdapter:
             raise ValueError(f"The batch has no activations of {name!r}; it has {sorted(batch)}.")
         return batch[name]
 
+    @property
+    def has_thresholds(self) -> bool:
+        """Whether features have learned thresholds."""
+        return str(self.sae.cfg.architecture).startswith("jumprelu")
+
     # -- the model --------------------------------------------------------------------------------
 
     def encode(self, x: Float[Tensor, "tokens d_in"]) -> TrainingEncoding:
@@ -163,6 +176,8 @@ class SAEAdapter:
         encoding = self.encode(x)
         features, hidden_pre = encoding.feature_acts, encoding.hidden_pre
         recons = self.decode(features)
+        if isinstance(sae, TranscoderTraining):
+            recons = sae.with_skip(recons, x)
         parts: dict[str, Tensor | None] = {"l_s": None, "l_p": None, "l_aux": None}
         l_rec = sae.mse_loss_fn(recons, label).sum(dim=-1).mean()
         if sparsity_loss_type is not None:
@@ -170,7 +185,7 @@ class SAEAdapter:
             parts["l_s"] = l1_coefficient * sparsity_loss(
                 sparsity_loss_type, weighted, p, tanh_stretch_coefficient, frequency_scale
             )
-        if lp_coefficient and sae.cfg.architecture == "jumprelu":
+        if lp_coefficient and self.has_thresholds:
             below = torch.relu(sae.threshold - hidden_pre) * row_norms(sae.W_dec)
             parts["l_p"] = lp_coefficient * below.sum(dim=-1).mean()
         if auxk_coefficient:
@@ -247,7 +262,7 @@ class SAEAdapter:
         }
         if self.current_k is not None:
             values["sparsity/k"] = self.current_k
-        if sae.cfg.architecture == "jumprelu":
+        if self.has_thresholds:
             values["metrics/mean_jumprelu_threshold"] = sae.threshold.mean().item()
         return values
 

@@ -11,9 +11,13 @@ from sae_lens.hook_names import layer_of
 from sae_lens.lm_saes.config import BaseConfig
 from sae_lens.saes import (
     BatchTopKTrainingSAEConfig,
+    BatchTopKTranscoderTrainingConfig,
+    JumpReLUTranscoderTrainingConfig,
     StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
+    TopKTranscoderTrainingConfig,
     TrainingSAEConfig,
+    TranscoderTrainingConfig,
 )
 
 NORMALIZATIONS = {
@@ -75,13 +79,17 @@ class SAEConfig(BaseConfig):
                 "norm_activation='batch-wise' has no counterpart here; use dataset-wise, "
                 "token-wise or inference."
             )
-        if self.hook_point_out not in (None, self.hook_point_in):
+        if self.is_transcoder and self.norm_activation == "token-wise":
             raise ValueError(
-                f"hook_point_out={self.hook_point_out!r} differs from hook_point_in="
-                f"{self.hook_point_in!r}, which makes a transcoder: give Initializer or Trainer a "
-                "transcoder's own training config instead."
+                "A transcoder (hook_point_out other than hook_point_in) cannot undo token-wise "
+                "normalisation of its input on its output; use dataset-wise or inference."
             )
         return self
+
+    @property
+    def is_transcoder(self) -> bool:
+        """Whether something else than the input is reconstructed."""
+        return self.hook_point_out not in (None, self.hook_point_in)
 
     def to_training_config(self) -> TrainingSAEConfig:
         """The config of the `TrainingSAE` that this describes."""
@@ -96,6 +104,8 @@ class SAEConfig(BaseConfig):
             "device": self.device,
         }
         with_norm = self.sparsity_include_decoder_norm
+        if self.is_transcoder:
+            return self._transcoder_config(common, with_norm)
         if self.act_fn == "topk":
             return TopKTrainingSAEConfig(
                 **common, k=self.top_k, rescale_acts_by_decoder_norm=with_norm
@@ -125,3 +135,19 @@ class SAEConfig(BaseConfig):
             normalize_sae_decoder=False,
             scale_sparsity_penalty_by_decoder_norm=with_norm,
         )
+
+    def _transcoder_config(self, common: dict[str, Any], with_norm: bool) -> TrainingSAEConfig:
+        common["hook_name_out"] = self.hook_point_out
+        if self.act_fn == "relu":
+            return TranscoderTrainingConfig(
+                **common, scale_sparsity_penalty_by_decoder_norm=with_norm
+            )
+        if self.act_fn == "jumprelu":
+            return JumpReLUTranscoderTrainingConfig(
+                **common, jumprelu_bandwidth=self.jumprelu_threshold_window
+            )
+        selects = {
+            "topk": TopKTranscoderTrainingConfig,
+            "batchtopk": BatchTopKTranscoderTrainingConfig,
+        }
+        return selects[self.act_fn](**common, k=self.top_k, rescale_acts_by_decoder_norm=with_norm)

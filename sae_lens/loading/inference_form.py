@@ -15,7 +15,22 @@ from torch import Tensor
 
 from sae_lens.errors import SAELoadError
 
-BATCH_ARCHITECTURES = ("batchtopk", "matryoshka_batchtopk")
+BATCH_ARCHITECTURES = (
+    "batchtopk",
+    "matryoshka_batchtopk",
+    "batchtopk_transcoder",
+    "batchtopk_skip_transcoder",
+    "topk_transcoder",
+    "topk_skip_transcoder",
+)
+
+
+def inference_architecture(architecture: str) -> str:
+    """What an SAE trained as `architecture` is used as: those that select, with a threshold."""
+    if architecture not in BATCH_ARCHITECTURES:
+        return architecture
+    _, _, rest = architecture.removeprefix("matryoshka_").partition("_")
+    return f"jumprelu_{rest}" if rest else "jumprelu"
 
 
 def inference_form(
@@ -43,7 +58,12 @@ def inference_form(
         state_dict["W_enc"] = state_dict["W_enc"] * norms
         state_dict["b_enc"] = state_dict["b_enc"] * norms
     state_dict["threshold"] = torch.full_like(state_dict["b_enc"], threshold)
+    architecture = inference_architecture(str(cfg_dict["architecture"]))
     for name in ("k", "rescale_acts_by_decoder_norm"):
         cfg_dict.pop(name, None)
-    jumprelu = {"architecture": "jumprelu", "activation_fn_str": "relu", "activation_fn_kwargs": {}}
+    jumprelu = {
+        "architecture": architecture,
+        "activation_fn_str": "relu",
+        "activation_fn_kwargs": {},
+    }
     return {**cfg_dict, **jumprelu}, state_dict

@@ -80,8 +80,8 @@ def dead_feature_reconstruction_loss(
 
     Gao et al. 2024 (arXiv:2406.04093), section 2.4 and appendix A.2: the `k` largest
     pre-activations of each token, through ReLU, without bias. Thresholds are left out, as a dead
-    feature does not pass its own. The residual carries no gradient, so only the dead features given here
-    learn.
+    feature does not pass its own. The residual carries no gradient, so only the dead features given
+    here learn.
 
     Args:
         residual: what the reconstruction misses.

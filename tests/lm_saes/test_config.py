@@ -218,7 +218,7 @@ def test_normalisations_by_name():
     with pytest.raises(ValueError, match="batch-wise"):
         sae_config(norm_activation="batch-wise")
     with pytest.raises(ValueError, match="transcoder"):
-        sae_config(hook_point_out="blocks.4.hook_mlp_out")
+        sae_config(hook_point_out="blocks.4.hook_mlp_out", norm_activation="token-wise")
     with pytest.raises(ValueError, match="dtype"):
         sae_config(dtype="int8")
     assert sae_config(dtype=torch.bfloat16).dtype == "bfloat16"

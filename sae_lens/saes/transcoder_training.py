@@ -1,0 +1,335 @@
+"""Training transcoders: the formulas of an SAE's training, from one activation to another.
+
+    f as in the SAE of the same name, with x W_enc + b_enc;  y' = f W_dec + b_dec (+ x W_skip^T)
+    loss = |y - y'|^2 + the terms of that SAE
+
+See `transcoder.py` for the papers. A batch is input and target side by side, [batch, d_in + d_out]
+(`activations/paired.py`). Every architecture exists with and without the skip connection, which
+starts at zero.
+
+Saved for inference, relu and jumprelu stay what they are. Those that select become jumprelu
+transcoders, whose threshold follows the smallest kept activation while training, since released
+formats have no transcoder that selects. For batchtopk that is how it is meant to be used; for topk
+it is an approximation (k on average instead of k for each token).
+"""
+
+from __future__ import annotations
+
+from dataclasses import InitVar, dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from sae_lens.hook_names import layer_of
+from sae_lens.loading.inference_form import inference_architecture
+from sae_lens.registry import register_sae_training_class
+from sae_lens.saes.activation_fns import TopK
+from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.config import ArchitectureTrainingSAEConfig
+from sae_lens.saes.jumprelu import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
+from sae_lens.saes.standard import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.saes.training_step import TrainStepInput, TrainStepOutput, as_step_input
+
+
+@dataclass(kw_only=True)
+class PairedTrainingConfig(ArchitectureTrainingSAEConfig):
+    """What the configs of all transcoders have besides those of the SAE of the same name.
+
+    Attributes:
+        d_out: width of the output; that of the input when None.
+        hook_name_out: the hook whose activations are modelled; kept in the metadata.
+        apply_b_dec_to_input: must be False: `b_dec` belongs to the output.
+    """
+
+    apply_b_dec_to_input: bool = False
+    d_out: int | None = None
+    hook_name_out: InitVar[str | None] = None
+
+    def __post_init__(  # type: ignore[override]
+        self, metadata: Any, reshape_activations: str | None, hook_name_out: str | None
+    ) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        if hook_name_out is not None:
+            self.extra_metadata["hook_name_out"] = hook_name_out
+        if self.d_out is None:
+            self.d_out = self.d_in
+        if self.apply_b_dec_to_input:
+            raise ValueError(
+                "A transcoder's b_dec is a bias of its output: apply_b_dec_to_input must be False."
+            )
+        out = self.extra_metadata.get("hook_name_out")
+        if out and self.hook_name and layer_of(out) < layer_of(self.hook_name):
+            raise ValueError(
+                f"hook_name_out={out!r} lies in an earlier layer than hook_name="
+                f"{self.hook_name!r}; a transcoder's input has to come first. Exchange them."
+            )
+        if self.normalize_activations not in ("none", "expected_average_only_in"):
+            raise ValueError(
+                f"normalize_activations is {self.normalize_activations!r}; transcoders are trained "
+                "with 'none' or 'expected_average_only_in', since what is done to each input "
+                "cannot be undone on the output."
+            )
+
+
+def _hook_name_out(self: PairedTrainingConfig) -> str | None:
+    """The hook whose activations are modelled."""
+    return self.extra_metadata.get("hook_name_out")
+
+
+def _set_hook_name_out(self: PairedTrainingConfig, name: str | None) -> None:
+    self.extra_metadata["hook_name_out"] = name
+
+
+# The dataclass machinery leaves the default of an init-only argument under its name.
+PairedTrainingConfig.hook_name_out = property(_hook_name_out, _set_hook_name_out)  # type: ignore[assignment]
+
+
+class TranscoderTraining(TrainingSAE):
+    """The part of every transcoder's training that differs from an SAE's."""
+
+    W_skip: nn.Parameter
+
+    def initialize_weights_basic(self) -> None:
+        """`b_enc`, `W_dec` [d_sae, d_out], `W_enc`, `b_dec` [d_out]."""
+        cfg = self._training_cfg
+        self.b_enc = self._vector(cfg.d_sae)
+        self.W_dec = self._matrix(cfg.d_sae, cfg.d_out)
+        self.W_enc = self._matrix(cfg.d_in, cfg.d_sae)
+        self.b_dec = self._vector(cfg.d_out)
+
+    def _encoder_from_decoder(self) -> None:
+        """The encoder as the decoder's transpose where widths allow it; else rows of that norm.
+
+        Input and output are different spaces, so this is a choice of scale more than of direction.
+        """
+        if self.cfg.d_in == self.cfg.d_out:
+            super()._encoder_from_decoder()
+        else:
+            norm = self.cfg.decoder_init_norm
+            self.W_enc.data.mul_(norm / self.W_enc.data.norm(dim=0).clamp(min=1e-30))
+
+    def training_forward_pass(
+        self,
+        sae_in: Tensor | TrainStepInput | None = None,
+        current_l1_coefficient: float | None = None,
+        dead_neuron_mask: Tensor | None = None,
+        *,
+        step_input: TrainStepInput | None = None,
+    ) -> TrainStepOutput:
+        """Features, output and loss of one batch, [batch, d_in + d_out].
+
+        The `sae_in` of the result is what was modelled, [batch, d_out].
+
+        Raises:
+            ValueError: when the batch has another width.
+        """
+        step = as_step_input(sae_in, current_l1_coefficient, dead_neuron_mask, step_input)
+        x, target = self.split(step.sae_in)
+        step = replace(step, sae_in=target)
+        self.prepare_training_pass()
+        encoding = self.encode_for_training(x)
+        out = self.with_skip(self.decode(encoding.feature_acts), x)
+        per_item_mse_loss = self.mse_loss_fn(out, target)
+        losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
+        losses |= self.auxiliary_losses(step, encoding, out, per_item_mse_loss)
+        metrics = self.training_metrics()
+        if isinstance(self, BatchTopKTrainingSAE):
+            self.update_topk_threshold(encoding.feature_acts)
+            metrics["topk_threshold"] = self.topk_threshold
+        return TrainStepOutput(
+            sae_in=target,
+            sae_out=out,
+            feature_acts=encoding.feature_acts,
+            hidden_pre=encoding.hidden_pre,
+            loss=torch.stack(list(losses.values())).sum(),
+            losses=losses,
+            metrics=metrics,
+        )
+
+    def split(
+        self, pairs: Float[Tensor, "batch both"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
+        """Input and target of rows that hold both."""
+        d_in, d_out = self.cfg.d_in, self.cfg.d_out
+        if pairs.shape[-1] != d_in + d_out:
+            raise ValueError(
+                f"A batch for a transcoder holds input and target side by side, {d_in} + {d_out} "
+                f"wide; this one is {pairs.shape[-1]} wide."
+            )
+        return pairs[..., :d_in], pairs[..., d_in:]
+
+    def decode(self, feature_acts: Tensor) -> Tensor:
+        """Output without the skip connection; nothing about the input is undone."""
+        scaled = self.apply_finetuning_scaling_factor(feature_acts)
+        return self.hook_sae_recons(scaled @ self.W_dec + self.b_dec)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output activation for the input activation `x`, [..., d_in] to [..., d_out]."""
+        out = self.decode(self._encode_for_forward(x))
+        return self.hook_sae_output(self.with_skip(out, x))
+
+    def with_skip(self, out: Tensor, x: Tensor) -> Tensor:
+        """What was decoded plus the skip connection's part, if there is one."""
+        if "W_skip" not in self._parameters:
+            return out
+        return out + self.reshape_fn_in(x.to(self.dtype)) @ self.W_skip.T
+
+    def has_sparse_form(self) -> bool:
+        """Not yet: the sparse form reconstructs its input."""
+        return False
+
+    def initialize_b_dec_with_precalculated(self, origin: Tensor) -> None:
+        """Set the decoder bias; of a row of both activations, the target's part."""
+        super().initialize_b_dec_with_precalculated(origin[-self.cfg.d_out :])
+
+    def initialize_b_dec_with_mean(self, all_activations: Tensor) -> None:
+        """Set the decoder bias to the mean target."""
+        super().initialize_b_dec_with_mean(all_activations[:, -self.cfg.d_out :])
+
+    def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """A transcoder that released formats know; see the module's text."""
+        values, state_dict = super().inference_components()
+        name = inference_architecture(str(self.cfg.architecture))
+        return {**values, "architecture": name, "d_out": self.cfg.d_out}, state_dict
+
+
+class SkipTraining(TranscoderTraining):
+    """The part of skip transcoders that is more than a transcoder."""
+
+    def initialize_weights_basic(self) -> None:
+        """The transcoder's parameters, then `W_skip` [d_out, d_in] of zeros."""
+        super().initialize_weights_basic()
+        cfg = self._training_cfg
+        self.W_skip = nn.Parameter(self.W_dec.new_zeros(cfg.d_out, cfg.d_in))
+
+
+# -- relu -----------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class TranscoderTrainingConfig(PairedTrainingConfig, StandardTrainingSAEConfig):
+    """Config of a `TranscoderTrainingSAE`: d_out, hook_name_out, and that of a standard SAE."""
+
+    architecture: str = "transcoder"
+
+
+@dataclass(kw_only=True)
+class SkipTranscoderTrainingConfig(TranscoderTrainingConfig):
+    """Config of a `SkipTranscoderTrainingSAE`."""
+
+    architecture: str = "skip_transcoder"
+
+
+class TranscoderTrainingSAE(TranscoderTraining, StandardTrainingSAE):
+    """Features by ReLU, sparsity by a p-norm."""
+
+    architecture = "transcoder"
+
+
+class SkipTranscoderTrainingSAE(SkipTraining, TranscoderTrainingSAE):
+    """The same with a skip connection."""
+
+    architecture = "skip_transcoder"
+
+
+# -- jumprelu -------------------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class JumpReLUTranscoderTrainingConfig(PairedTrainingConfig, JumpReLUTrainingSAEConfig):
+    """Config of a `JumpReLUTranscoderTrainingSAE`: d_out, hook_name_out, and that of jumprelu."""
+
+    architecture: str = "jumprelu_transcoder"
+
+
+@dataclass(kw_only=True)
+class JumpReLUSkipTranscoderTrainingConfig(JumpReLUTranscoderTrainingConfig):
+    """Config of a `JumpReLUSkipTranscoderTrainingSAE`."""
+
+    architecture: str = "jumprelu_skip_transcoder"
+
+
+class JumpReLUTranscoderTrainingSAE(TranscoderTraining, JumpReLUTrainingSAE):
+    """Features above learned thresholds."""
+
+    architecture = "jumprelu_transcoder"
+
+
+class JumpReLUSkipTranscoderTrainingSAE(SkipTraining, JumpReLUTranscoderTrainingSAE):
+    """The same with a skip connection."""
+
+    architecture = "jumprelu_skip_transcoder"
+
+
+# -- batchtopk and topk ---------------------------------------------------------------------------
+
+
+@dataclass(kw_only=True)
+class BatchTopKTranscoderTrainingConfig(PairedTrainingConfig, BatchTopKTrainingSAEConfig):
+    """Config of a `BatchTopKTranscoderTrainingSAE`: d_out, hook_name_out, and that of batchtopk."""
+
+    architecture: str = "batchtopk_transcoder"
+
+
+@dataclass(kw_only=True)
+class BatchTopKSkipTranscoderTrainingConfig(BatchTopKTranscoderTrainingConfig):
+    """Config of a `BatchTopKSkipTranscoderTrainingSAE`."""
+
+    architecture: str = "batchtopk_skip_transcoder"
+
+
+@dataclass(kw_only=True)
+class TopKTranscoderTrainingConfig(BatchTopKTranscoderTrainingConfig):
+    """Config of a `TopKTranscoderTrainingSAE`; k is a whole number."""
+
+    architecture: str = "topk_transcoder"
+
+
+@dataclass(kw_only=True)
+class TopKSkipTranscoderTrainingConfig(TopKTranscoderTrainingConfig):
+    """Config of a `TopKSkipTranscoderTrainingSAE`."""
+
+    architecture: str = "topk_skip_transcoder"
+
+
+class BatchTopKTranscoderTrainingSAE(TranscoderTraining, BatchTopKTrainingSAE):
+    """The largest activations of the whole batch."""
+
+    architecture = "batchtopk_transcoder"
+
+
+class BatchTopKSkipTranscoderTrainingSAE(SkipTraining, BatchTopKTranscoderTrainingSAE):
+    """The same with a skip connection."""
+
+    architecture = "batchtopk_skip_transcoder"
+
+
+class TopKTranscoderTrainingSAE(BatchTopKTranscoderTrainingSAE):
+    """The k largest activations of each token."""
+
+    architecture = "topk_transcoder"
+
+    def _make_activation_fn(self) -> nn.Module:
+        return TopK(int(self.cfg.activation_fn_kwargs["k"]))
+
+
+class TopKSkipTranscoderTrainingSAE(SkipTraining, TopKTranscoderTrainingSAE):
+    """The same with a skip connection."""
+
+    architecture = "topk_skip_transcoder"
+
+
+for _sae_class, _config_class in (
+    (TranscoderTrainingSAE, TranscoderTrainingConfig),
+    (SkipTranscoderTrainingSAE, SkipTranscoderTrainingConfig),
+    (JumpReLUTranscoderTrainingSAE, JumpReLUTranscoderTrainingConfig),
+    (JumpReLUSkipTranscoderTrainingSAE, JumpReLUSkipTranscoderTrainingConfig),
+    (BatchTopKTranscoderTrainingSAE, BatchTopKTranscoderTrainingConfig),
+    (BatchTopKSkipTranscoderTrainingSAE, BatchTopKSkipTranscoderTrainingConfig),
+    (TopKTranscoderTrainingSAE, TopKTranscoderTrainingConfig),
+    (TopKSkipTranscoderTrainingSAE, TopKSkipTranscoderTrainingConfig),
+):
+    register_sae_training_class(_sae_class.architecture, _sae_class, _config_class)

@@ -1,0 +1,159 @@
+"""Trained transcoders: formulas, files, and what they refuse."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes import SAE, TrainingSAE, TrainStepInput
+from sae_lens.saes.transcoder_training import TranscoderTraining
+from tests.helpers import D_IN, D_SAE, activations, assert_close, randomize
+
+D_OUT = 12
+KINDS = ("", "jumprelu_", "topk_", "batchtopk_")
+ARCHITECTURES = [f"{kind}{name}" for kind in KINDS for name in ("transcoder", "skip_transcoder")]
+every_transcoder = pytest.mark.parametrize("architecture", ARCHITECTURES)
+DEAD = torch.arange(D_SAE) % 3 == 0
+
+
+def make(architecture: str, seed: int = 0, **fields: Any) -> TrainingSAE:
+    torch.manual_seed(seed)
+    sae_class, config_class = get_sae_training_class(architecture)
+    if "topk" in architecture:
+        fields = {"k": 5, **fields}
+    names = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
+    sae = sae_class(
+        config_class(**{"d_in": D_IN, "d_sae": D_SAE, "d_out": D_OUT, **names, **fields})
+    )
+    randomize(sae)
+    with torch.no_grad():
+        sae.b_dec.copy_(torch.randn_like(sae.b_dec))
+        if hasattr(sae, "W_skip"):
+            assert not sae.W_skip.any()
+            sae.W_skip.copy_(torch.randn_like(sae.W_skip))
+    return sae
+
+
+def one_step(sae: TrainingSAE, pairs: torch.Tensor, dead: torch.Tensor | None = None) -> Any:
+    return sae.training_forward_pass(TrainStepInput(pairs, {"l1": 0.1}, dead))
+
+
+@every_transcoder
+def test_the_target_is_modelled_from_the_input(architecture: str):
+    sae = make(architecture)
+    pairs = activations(10, D_IN + D_OUT)
+    x, y = pairs[:, :D_IN], pairs[:, D_IN:]
+    output = one_step(sae, pairs, DEAD)
+    hidden = x @ sae.W_enc + sae.b_enc
+    norms = sae.W_dec.norm(dim=-1)
+    features = torch.relu(hidden)
+    if architecture.startswith("jumprelu"):
+        features = features * (hidden > sae.threshold)
+    elif "batch" in architecture:
+        smallest = (features * norms).flatten().topk(50).values[-1]
+        features = features * (features * norms >= smallest)
+    elif "topk" in architecture:
+        rank = hidden * norms
+        features = features * (rank >= rank.topk(5, dim=-1).values[:, -1:])
+    want = features @ sae.W_dec + sae.b_dec
+    if "skip" in architecture:
+        want = want + x @ sae.W_skip.T
+    assert_close(output.sae_out, want, atol=1e-4)
+    assert torch.equal(output.sae_in, y)
+    assert_close(output.losses["mse_loss"], (want - y).pow(2).sum(-1).mean())
+    sae.eval()
+    assert_close(sae(x), want, atol=1e-4)
+    output.loss.backward()
+    for name, parameter in sae.named_parameters():
+        assert parameter.grad is not None, name
+
+
+@every_transcoder
+def test_files_of_training_and_inference(architecture: str, tmp_path: Path):
+    sae = make(architecture)
+    if "topk" in architecture:
+        sae.topk_threshold.fill_(0.4)
+    x = activations(10)
+    sae.save_model(tmp_path / "training")
+    again = TrainingSAE.load_from_disk(tmp_path / "training")
+    assert type(again) is type(sae)
+    assert again.cfg.to_dict() == sae.cfg.to_dict() or "topk" not in architecture
+    assert again.cfg.hook_name_out == "blocks.0.hook_mlp_out"
+    assert_close(again.eval()(x), sae.eval()(x))
+    sae.save_inference_model(tmp_path / "inference")
+    loaded = [SAE.load_from_disk(tmp_path / name) for name in ("training", "inference")]
+    skip = "skip_transcoder" if "skip" in architecture else "transcoder"
+    expected = skip if architecture in ("transcoder", "skip_transcoder") else f"jumprelu_{skip}"
+    for inference in loaded:
+        assert inference.cfg.architecture == expected
+        assert inference.cfg.metadata.hook_name_out == "blocks.0.hook_mlp_out"
+        assert inference.cfg.d_out == D_OUT
+    assert_close(loaded[0](x), loaded[1](x), atol=1e-4)
+    if "topk" in architecture:
+        hidden = (x @ sae.W_enc + sae.b_enc) * sae.W_dec.norm(dim=-1)
+        features = hidden * (hidden > 0.4) / sae.W_dec.norm(dim=-1)
+        want = features @ sae.W_dec + sae.b_dec
+        want = want + x @ sae.W_skip.T if "skip" in architecture else want
+        assert_close(loaded[1](x), want, atol=1e-4)
+    else:
+        assert_close(loaded[1](x), sae(x))
+
+
+@every_transcoder
+def test_folding_the_scale_of_both_activations(architecture: str):
+    sae = make(architecture).eval()
+    if "topk" in architecture:
+        sae.topk_threshold.fill_(0.4)
+    x, scale = activations(10), 2.5
+    want = sae(scale * x) / scale
+    sae.fold_activation_norm_scaling_factor(scale)
+    assert_close(sae(x), want, atol=1e-4)
+
+
+def test_a_transcoder_learns_a_linear_map():
+    torch.manual_seed(0)
+    true = torch.randn(D_IN, D_OUT) / D_IN**0.5
+    sae = make("skip_transcoder", l1_coefficient=0.0)
+    optimizer = torch.optim.Adam(sae.parameters(), lr=1e-2)
+    history = []
+    for step in range(60):
+        x = activations(64, seed=step)
+        output = one_step(sae, torch.cat([x, x @ true], dim=-1))
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append(output.losses["mse_loss"].item())
+    assert history[-1] < 0.2 * history[0]
+
+
+def test_initial_encoders():
+    config_class = get_sae_training_class("transcoder").config_class
+    same = TrainingSAE(config_class(d_in=D_IN, d_sae=D_SAE))
+    assert torch.equal(same.W_enc, same.W_dec.T)
+    other = TrainingSAE(config_class(d_in=D_IN, d_sae=D_SAE, d_out=D_OUT))
+    for norms in (other.W_enc.norm(dim=0), other.W_dec.norm(dim=-1)):
+        assert_close(norms, torch.full((D_SAE,), 0.1))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input must be False"),
+        ({"hook_name": "blocks.2.hook_mlp_in"}, "lies in an earlier layer"),
+        ({"normalize_activations": "layer_norm"}, "cannot be undone on the output"),
+    ],
+)
+def test_settings_that_make_no_sense(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        make("transcoder", **fields)
+
+
+def test_batches_of_another_width_are_refused():
+    sae = make("transcoder")
+    assert isinstance(sae, TranscoderTraining)
+    with pytest.raises(ValueError, match="16 \\+ 12 wide; this one is 16 wide"):
+        one_step(sae, activations(4))
