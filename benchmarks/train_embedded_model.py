@@ -12,8 +12,8 @@ up, be it minutes or `--steps`; with `--steps` the run is the same on every repe
 was stopped goes on from `--state`.
 
 The model is a plain pre-norm decoder: rotary positions, tanh-GELU, LayerNorm, embedding and
-unembedding tied. It is written out here in forty lines of torch because that trains several times
-faster than the hooked version; `export` writes the parameters under TransformerLens's names.
+unembedding tied. It is written out here in plain torch, without hooks, to train fast; `export`
+writes the parameters under the names of TransformerLens.
 Matrices inside the blocks are trained with Muon (Jordan et al. 2024), everything else with Adam.
 """
 
