@@ -350,18 +350,7 @@ class ActivationSource(TokenSource):
     def _flatten_heads(
         self, activations: Float[Tensor, "batch pos *width"]
     ) -> Float[Tensor, "batch pos d_in"]:
-        if self.hook_head_index is not None:
-            activations = activations[:, :, self.hook_head_index]
-        elif activations.ndim > 3:
-            activations = activations.flatten(2)
-        width = activations.shape[-1]
-        if width != self.d_in:
-            raise RuntimeError(
-                f"The expanded size of the tensor ({self.d_in}) must match the existing size "
-                f"({width}): d_in is {self.d_in}, but the activations at {self.hook_name!r} have a "
-                f"width of {width}. Set d_in={width}, or choose another hook."
-            )
-        return activations
+        return with_flat_heads(activations, self.hook_name, self.hook_head_index, self.d_in)
 
     @property
     def _generator(self) -> torch.Generator | None:
@@ -370,3 +359,28 @@ class ActivationSource(TokenSource):
             return None
         place = self.n_dataset_processed + self.current_row_idx
         return torch.Generator().manual_seed((self.seed * 1_000_003 + place) % 2**63)
+
+
+def with_flat_heads(
+    activations: Float[Tensor, "batch pos *width"],
+    hook_name: str,
+    hook_head_index: int | None,
+    d_in: int,
+) -> Float[Tensor, "batch pos d_in"]:
+    """One head of the activations of a hook, or all of them side by side.
+
+    Raises:
+        RuntimeError: when their width is not `d_in`.
+    """
+    if hook_head_index is not None:
+        activations = activations[:, :, hook_head_index]
+    elif activations.ndim > 3:
+        activations = activations.flatten(2)
+    width = activations.shape[-1]
+    if width != d_in:
+        raise RuntimeError(
+            f"The expanded size of the tensor ({d_in}) must match the existing size "
+            f"({width}): d_in is {d_in}, but the activations at {hook_name!r} have a "
+            f"width of {width}. Set d_in={width}, or choose another hook."
+        )
+    return activations

@@ -39,11 +39,21 @@ def estimate_norm_scaling_factor(
         ValueError: when the mean norm is zero or not finite.
     """
     norms: list[float] = []
+    batch = torch.empty(0)
     for _ in tqdm(range(n_batches), desc="Estimating norm scaling factor"):
         batch = next_batch()
         norms.append(batch.float().norm(dim=-1).mean().item())
         if is_over():
             break
+    return factor_of_norms(norms, batch.shape[-1])
+
+
+def factor_of_norms(norms: list[float], d_in: int) -> float:
+    """sqrt(d_in) / mean of the mean norms of batches.
+
+    Raises:
+        ValueError: when the mean is zero or not finite.
+    """
     mean_norm = sum(norms) / max(len(norms), 1)
     if not math.isfinite(mean_norm) or mean_norm == 0.0:
         raise ValueError(
@@ -51,4 +61,4 @@ def estimate_norm_scaling_factor(
             "cannot be scaled. Check the model's outputs at this hook, or use "
             "normalize_activations='none'."
         )
-    return math.sqrt(batch.shape[-1]) / mean_norm
+    return math.sqrt(d_in) / mean_norm

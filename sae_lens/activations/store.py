@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -320,10 +321,18 @@ class ActivationsStore(ActivationSource):
             )
 
     def estimate_norm_scaling_factor(self, n_batches_for_norm_estimate: int = 1000) -> float:
-        """sqrt(d_in) / mean over batches of the mean norm in a batch; see `scaling`.
+        """sqrt(d_in) / mean over batches of the mean norm in a batch; see `scaling`."""
+        with self._looking_ahead():
+            return scaling.estimate_norm_scaling_factor(
+                self.next_batch, n_batches_for_norm_estimate, self._epoch_is_served
+            )
 
-        Unscaled rows are dropped from the buffers afterwards, and the data are rewound to where
-        they stood where that is possible, so that training sees every token.
+    @contextmanager
+    def _looking_ahead(self) -> Iterator[None]:
+        """Inside, batches are unscaled.
+
+        They are dropped from the buffers afterwards, and the data are rewound to where they stood
+        where that is possible, so that training sees every token.
         """
         self.pause_prefetching()
         factor, ahead = self.estimated_norm_scaling_factor, self._ahead
@@ -334,9 +343,7 @@ class ActivationsStore(ActivationSource):
             with warnings.catch_warnings():
                 if position is not None:
                     warnings.filterwarnings("ignore", "All samples in the training dataset")
-                return scaling.estimate_norm_scaling_factor(
-                    self.next_batch, n_batches_for_norm_estimate, self._epoch_is_served
-                )
+                yield
         finally:
             self.estimated_norm_scaling_factor, self._ahead = factor, ahead
             self._drop_buffers()

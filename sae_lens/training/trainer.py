@@ -177,6 +177,12 @@ class SAETrainer(FiringStatisticsNames):
                 `on_nan` of the config says otherwise).
             DataSourceError: when no more data can be read.
         """
+        for _ in self.steps():
+            pass
+        return self.sae
+
+    def steps(self) -> Iterator[None]:
+        """The work of `fit`, a training step at a time: for several trainers side by side."""
         self.source.prepare()
         self._policy.start_clock()
         with self._progress_bar() as pbar, self._saving_when_not_finite():
@@ -200,6 +206,7 @@ class SAETrainer(FiringStatisticsNames):
                     self._update_pbar(step_output, pbar)
                     self._begin_finetuning_if_needed()
                     self._checkpoint_if_needed()
+                yield
             self._nonfinite.check()
         with self._guard.iteration():
             # The final checkpoint, too, can be gone on from, for a longer training.
@@ -210,7 +217,6 @@ class SAETrainer(FiringStatisticsNames):
                 checkpoint_name=f"final_{self.n_training_tokens}",
                 wandb_aliases=["final_model"],
             )
-        return self.sae
 
     def _train_step(self, sae: TrainingSAE, sae_in: Float[Tensor, "batch d_in"]) -> TrainStepOutput:
         """One step: forward, statistics, backward, clip, update, schedules.
