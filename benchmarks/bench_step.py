@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from sae_lens.saes import TrainingSAE, TrainingSAEConfig
+from sae_lens.saes.training_step import reported_features
 from sae_lens.training.optim import clip_and_step, gradient_norm, make_optimizer
 from sae_lens.training.statistics import FiringStatistics
 
@@ -98,7 +99,7 @@ def measure(options: argparse.Namespace, architecture: str, mode: str) -> dict[s
     def step(x: Tensor) -> Any:
         with autocast:
             output = sae.training_forward_pass(x, 1e-3, nobody_is_dead)
-        firing.update(output.feature_acts)
+        firing.update(reported_features(output))
         output.loss.backward()
         clip_and_step(optimizer, sae.parameters(), gradient_norm(sae.parameters()))
         sae.recycle_gradients()
@@ -130,7 +131,7 @@ def measure(options: argparse.Namespace, architecture: str, mode: str) -> dict[s
         with torch.profiler.profile() as profile:
             step(batches[0])
         print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
-    feature_acts = output.feature_acts
+    feature_acts = reported_features(output)
     active = feature_acts._nnz() if feature_acts.is_sparse else int(feature_acts.count_nonzero())
     return {
         "architecture": architecture,

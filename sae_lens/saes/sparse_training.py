@@ -7,7 +7,7 @@ features are computed densely, over those features alone.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,6 +21,7 @@ from sae_lens.kernels.dispatch import has_sparse_kernels, is_worth_choosing
 from sae_lens.saes.hooks import has_active_hooks
 from sae_lens.saes.training_step import (
     SparseTrainingDecoding,
+    SparseTrainStepOutput,
     TrainingEncoding,
     TrainStepInput,
     TrainStepOutput,
@@ -110,19 +111,28 @@ def sparse_training_pass(sae: TrainingSAE, step: TrainStepInput) -> TrainStepOut
     losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
     losses |= sae.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
     loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
-    return TrainStepOutput(
-        sae_in=step.sae_in,
-        sae_out=sae_out,
-        feature_acts=active.sparse_coo(encoding.feature_values),
-        hidden_pre=active.sparse_coo(encoding.hidden_values),
-        loss=loss,
-        losses=losses,
-        metrics={
+    given: dict[str, Any] = {
+        "sae_in": step.sae_in,
+        "sae_out": sae_out,
+        "loss": loss,
+        "losses": losses,
+        "metrics": {
             **sae.training_metrics(),
             "sparse_kernels": 1.0,
             "active_density": active.density,
         },
-    )
+    }
+    features = active.sparse_coo(encoding.feature_values)
+    if sae.sparse_kernels == "sparse":
+        hidden_pre = active.sparse_coo(encoding.hidden_values)
+        return TrainStepOutput(feature_acts=features, hidden_pre=hidden_pre, **given)
+    # Nobody asked for a sparse tensor, so nobody need know how to use one.
+    return SparseTrainStepOutput(features, partial(_all_hidden_pre, sae, step.sae_in), **given)
+
+
+def _all_hidden_pre(sae: TrainingSAE, x: Tensor) -> Float[Tensor, "batch d_sae"]:
+    """All pre-activations of a batch, by the weights as they are when this is called."""
+    return sae.encode_for_training(x).hidden_pre
 
 
 def measure_density(sae: TrainingSAE, encoding: TrainingEncoding) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -47,9 +48,10 @@ class TrainStepOutput:
     Attributes:
         sae_in: the activations, [batch, d_in].
         sae_out: their reconstruction, [batch, d_in].
-        feature_acts: features, [batch, d_sae]; in the sparse form a torch COO tensor.
-        hidden_pre: pre-activations, [batch, d_sae]; in the sparse form a torch COO tensor of
-            those that are looked at.
+        feature_acts: features, [batch, d_sae]; a torch COO tensor where the sparse form was asked
+            for by name.
+        hidden_pre: pre-activations, [batch, d_sae]; in that case a torch COO tensor of those that
+            are looked at.
         loss: the scalar to backpropagate.
         losses: its named parts.
         metrics: further numbers worth logging.
@@ -62,6 +64,45 @@ class TrainStepOutput:
     loss: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Any] = field(default_factory=dict)
+
+
+class SparseTrainStepOutput(TrainStepOutput):
+    """What a sparse pass gives to whoever did not ask for one.
+
+    It reads like any other output: `feature_acts` and `hidden_pre` are dense, but are made when
+    they are first looked at, which a training loop need not do (see `reported_features`).
+    `hidden_pre` is computed with the weights of that moment, so look at it before an update.
+
+    Attributes:
+        sparse_feature_acts: features as a torch COO tensor, [batch, d_sae].
+    """
+
+    def __init__(
+        self,
+        sparse_feature_acts: Tensor,
+        dense_hidden_pre: Callable[[], Tensor],
+        **others: Any,
+    ) -> None:
+        """Args: `dense_hidden_pre` computes all pre-activations; `others` are further fields."""
+        self.sparse_feature_acts = sparse_feature_acts
+        self._dense_hidden_pre = dense_hidden_pre
+        vars(self).update(others)
+
+    def __getattr__(self, name: str) -> Tensor:
+        # only asked for what is not there yet
+        if name == "feature_acts":
+            self.feature_acts = self.sparse_feature_acts.to_dense()
+        elif name == "hidden_pre":
+            self.hidden_pre = self._dense_hidden_pre()
+        else:
+            raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+        return vars(self)[name]
+
+
+def reported_features(output: Any) -> Tensor:
+    """The features of an output in the form in which they were computed, dense or sparse."""
+    sparse = vars(output).get("sparse_feature_acts")
+    return output.feature_acts if sparse is None else sparse
 
 
 class TrainingEncoding(NamedTuple):

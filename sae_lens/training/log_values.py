@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.saes.training_step import reported_features
 from sae_lens.training.loggers import Histogram
 from sae_lens.training.statistics import count_active
 
@@ -60,7 +61,7 @@ def reconstruction_values(output: Any) -> dict[str, float]:
         "metrics/explained_variance_std": explained.per_token_std,
         "metrics/explained_variance_legacy": explained.per_token_mean,
         "metrics/explained_variance_legacy_std": explained.per_token_std,
-        "metrics/l0": mean_l0(output.feature_acts),
+        "metrics/l0": mean_l0(reported_features(output)),
     }
 
 

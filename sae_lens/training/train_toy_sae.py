@@ -9,6 +9,7 @@ from tqdm.auto import tqdm
 
 from sae_lens.saes.base import SAE
 from sae_lens.saes.training import TrainingSAE, TrainStepOutput
+from sae_lens.saes.training_step import reported_features
 from sae_lens.training.optim import clip_and_step, gradient_norm, make_optimizer
 from sae_lens.training.statistics import FiringStatistics, count_active
 
@@ -67,7 +68,7 @@ def train_toy_sae(
             current_l1_coefficient=sae.cfg.l1_coefficient,
             dead_neuron_mask=statistics.silent_for_more_than(dead_feature_window),
         )
-        statistics.update(output.feature_acts)
+        statistics.update(reported_features(output))
         output.loss.backward()
         if normalizes_decoder:
             sae.remove_gradient_parallel_to_decoder_directions()
@@ -84,7 +85,7 @@ def _log_losses(output: TrainStepOutput, n_rows: int, step: int) -> None:
     import wandb
 
     losses = {f"losses/{name}": value.item() for name, value in output.losses.items()}
-    l0 = int(count_active(output.feature_acts)) / n_rows
+    l0 = int(count_active(reported_features(output))) / n_rows
     wandb.log({**losses, "losses/overall_loss": output.loss.item(), "metrics/l0": l0}, step=step)
 
 

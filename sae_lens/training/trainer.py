@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from sae_lens._version import __version__
 from sae_lens.errors import DataSourceError
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
+from sae_lens.saes.training_step import reported_features
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
 from sae_lens.training.finetuning import (
@@ -246,7 +247,7 @@ class SAETrainer(FiringStatisticsNames):
             self.optimizer.zero_grad()
             self.optimizer.step()  # without gradients it changes nothing, but schedules expect it
         else:
-            self.statistics.update(output.feature_acts)
+            self.statistics.update(reported_features(output))
             clip_and_step(self.optimizer, sae.parameters(), norm, skip)
             sae.recycle_gradients()
         self.optimizer.zero_grad()

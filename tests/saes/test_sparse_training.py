@@ -18,6 +18,7 @@ from sae_lens.saes.jumprelu import JumpReLUTrainingSAEConfig
 from sae_lens.saes.matryoshka_batch_topk import MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.standard import StandardTrainingSAEConfig
 from sae_lens.saes.topk import TopKTrainingSAEConfig
+from sae_lens.saes.training_step import reported_features
 from tests.helpers import D_IN, D_SAE, NORMALIZATIONS, activations, make_training_sae, randomize
 
 pytestmark = pytest.mark.skipif(
@@ -178,6 +179,35 @@ def test_the_choice_follows_the_density(architecture: str, monkeypatch: pytest.M
         bias.fill_(100.0)
         assert step() == 1.0
         assert step() == 0.0
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
+def test_what_nobody_asked_to_be_sparse_reads_as_dense(
+    architecture: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sae_lens.kernels.dispatch._SMALLEST_WORK", 1)
+    monkeypatch.setattr("sae_lens.kernels.dispatch._SPARSE_BELOW", 2.0)
+    monkeypatch.setattr("sae_lens.kernels.dispatch._DENSE_ABOVE", 3.0)
+    sae = make_training_sae(architecture)
+    x = activations(20)
+    sae.training_forward_pass(x, 0.1)  # measures the density
+    output = sae.training_forward_pass(x, 0.1)
+    assert output.metrics["sparse_kernels"] == 1.0
+    assert reported_features(output).is_sparse
+    assert "feature_acts" not in vars(output)
+    sae.sparse_kernels = "dense"
+    want = sae.training_forward_pass(x, 0.1)
+    assert reported_features(want) is want.feature_acts
+    exact = {"atol": 1e-6, "rtol": 1e-5}
+    torch.testing.assert_close(output.feature_acts, want.feature_acts, **exact)
+    torch.testing.assert_close(output.hidden_pre, want.hidden_pre, **exact)
+    assert output.feature_acts is output.feature_acts
+    assert (output.feature_acts > 0).sum(-1).float().mean() > 0
+    (gradient,) = torch.autograd.grad(output.feature_acts.pow(2).sum(), sae.W_enc)
+    (wanted,) = torch.autograd.grad(want.feature_acts.pow(2).sum(), sae.W_enc)
+    torch.testing.assert_close(gradient, wanted, atol=1e-5, rtol=1e-4)
+    with pytest.raises(AttributeError, match="nothing"):
+        _ = output.nothing
 
 
 def test_small_steps_report_no_choice() -> None:
