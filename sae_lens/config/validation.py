@@ -292,6 +292,29 @@ def _warn_of_fields_without_effect(cfg: Any) -> None:
         _warn("is_dataset_tokenized=False is unused: whether rows hold tokens is detected.")
     if not cfg.save_final_checkpoint:
         _warn("save_final_checkpoint=False is unused: the final checkpoint is always saved.")
+    if cfg.cached_activations_path is not None and not cfg.use_cached_activations:
+        logger.warning(
+            "cached_activations_path=%r is not read: use_cached_activations is False.",
+            cfg.cached_activations_path,
+        )
+    if cfg.sae is None:
+        _warn_of_settings_of_other_architectures(cfg)
+
+
+def _warn_of_settings_of_other_architectures(cfg: Any) -> None:
+    is_standard = cfg.architecture == "standard"
+    settings = {
+        "noise_scale": cfg.noise_scale and cfg.architecture == "gated",
+        "lp_norm": cfg.lp_norm != 1 and not is_standard,
+        "scale_sparsity_penalty_by_decoder_norm": cfg.scale_sparsity_penalty_by_decoder_norm
+        and not is_standard,
+    }
+    for name, is_idle in settings.items():
+        if is_idle:
+            logger.warning(
+                "%s=%r has no effect on the %s architecture.",
+                name, getattr(cfg, name), cfg.architecture,
+            )  # fmt: skip
 
 
 def _warn(message: str) -> None:

@@ -144,6 +144,31 @@ def test_fields_without_effect_say_so_and_are_no_error() -> None:
         config(save_final_checkpoint=False)
 
 
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"noise_scale": 0.1, "architecture": "gated"}, "noise_scale=0.1 has no effect"),
+        ({"lp_norm": 2, "architecture": "jumprelu"}, "no effect on the jumprelu"),
+        (
+            {
+                "scale_sparsity_penalty_by_decoder_norm": True, "architecture": "topk",
+                "normalize_sae_decoder": False,
+            },
+            "scale_sparsity_penalty_by_decoder_norm=True",
+        ),
+        ({"cached_activations_path": "somewhere"}, "'somewhere' is not read"),
+    ],
+)  # fmt: skip
+def test_settings_that_do_nothing_here_are_pointed_out(
+    fields: dict[str, Any], words: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    config(**fields)
+    assert words in caplog.text
+    caplog.clear()
+    config(noise_scale=0.1, lp_norm=2)
+    assert caplog.text == ""
+
+
 def test_early_names_still_work() -> None:
     with pytest.warns(DeprecationWarning, match="hook_point"):
         cfg = config(hook_point="blocks.{layer}.hook_mlp_out", hook_point_layer=2)
