@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from sae_lens._version import __version__
 from sae_lens.atomic_files import atomic_write_json
 from sae_lens.config.early_names import unknown_names_message, with_current_names
+from sae_lens.config.fields import dict_field
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.config.nested import as_sae_config, as_trainer_config, run_sae_config, take_nested
 from sae_lens.config.trainer import SAETrainerConfig
@@ -20,6 +21,7 @@ from sae_lens.config.validation import derive_and_validate
 from sae_lens.constants import SAE_CFG_FILENAME
 from sae_lens.saes.config import TrainingSAEConfig
 from sae_lens.saes.files import jsonable
+from sae_lens.training.features import features_as_dict
 
 AnyConfig = TypeVar("AnyConfig")
 
@@ -166,6 +168,7 @@ class LanguageModelSAERunnerConfig:
             last checkpoint and go on with other data.
         auto_batch: when the language model runs out of memory, run its batches in halves; the
             batches that the SAE sees stay the same.
+        features: further training features, as a `TrainingFeatures` or the dictionary of one.
     """
 
     model_name: str = "gelu-2l"
@@ -286,10 +289,12 @@ class LanguageModelSAERunnerConfig:
     eval_dataset_split: str = field(default="train", kw_only=True)
     on_nan: str = field(default="stop", kw_only=True)
     auto_batch: bool = field(default=False, kw_only=True)
+    features: dict[str, Any] | None = dict_field(None, kw_only=True)  # noqa: RUF009
 
     def __post_init__(self) -> None:
         named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))
         take_nested(self, named)
+        self.features = features_as_dict(self.features)
         derive_and_validate(self, named)
 
     @property

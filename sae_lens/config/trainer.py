@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.kernels.dispatch import check_sparse_kernels
+from sae_lens.training.features import features_as_dict
 
 
 @dataclass
@@ -38,6 +39,7 @@ class SAETrainerConfig:
             estimated, where the SAE's config asks for scaling.
         sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
             by the measured density ("auto"); the numbers are the same.
+        features: further training features, as a `TrainingFeatures` or the dictionary of one.
     """
 
     total_training_samples: int
@@ -60,9 +62,11 @@ class SAETrainerConfig:
     logger: LoggingConfig = field(default_factory=lambda: LoggingConfig(log_to_wandb=False))
     n_batches_for_norm_estimate: int = 1000
     sparse_kernels: str = "auto"
+    features: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         check_sparse_kernels(self.sparse_kernels)
+        self.features = features_as_dict(self.features)
         for name in (
             "total_training_samples",
             "train_batch_size_samples",

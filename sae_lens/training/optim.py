@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from numbers import Real
 from typing import Any
@@ -46,8 +47,9 @@ def clip_and_step(
     parameters: Iterable[torch.nn.Parameter],
     norm: Tensor | None,
     skip: Tensor | None = None,
+    max_norm: float | None = MAX_GRADIENT_NORM,
 ) -> None:
-    """Scale the gradients down to a global norm of at most 1, and take an optimiser step.
+    """Scale the gradients down to a global norm of at most `max_norm`, and take an optimiser step.
 
     A fused optimiser divides by the norm while it reads the gradients, which saves a pass over
     them; the gradients themselves then stay unscaled. Nothing here waits for the device.
@@ -58,12 +60,13 @@ def clip_and_step(
         norm: their `gradient_norm`.
         skip: scalar tensor; where it is true the step changes nothing. Only fused optimisers
             heed it.
+        max_norm: the largest norm, 1 unless a run asks for another; None for no clipping.
     """
     if norm is None:
         optimizer.step()
         return
     # As in torch.nn.utils.clip_grad_norm_: the small constant keeps the quotient finite.
-    divisor = ((norm + 1e-6) / MAX_GRADIENT_NORM).clamp(min=1.0)
+    divisor = ((norm + 1e-6) / (math.inf if max_norm is None else max_norm)).clamp(min=1.0)
     if is_fused(optimizer):
         # The two attributes are how torch's gradient scaler talks to optimisers that support it.
         optimizer.grad_scale = divisor.to(torch.float32)  # type: ignore[attr-defined]

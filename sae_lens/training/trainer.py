@@ -22,8 +22,15 @@ from sae_lens._version import __version__
 from sae_lens.errors import DataSourceError
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.training_step import reported_features
+from sae_lens.training.active_features import (
+    ActiveFeatures,
+    checkpoint_tokens,
+    chosen_optimizer,
+    step_schedule,
+)
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
+from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.finetuning import (
     FINETUNING_PARAMETERS,
     add_scaling_factor,
@@ -136,9 +143,12 @@ class SAETrainer(FiringStatisticsNames):
         self.started_fine_tuning = False
         self.finetuning = False
         self.weights_are_final = False
-        self.checkpoint_thresholds = checkpoint_thresholds(
-            self.cfg.total_training_tokens, self.cfg.n_checkpoints
+        self.features = ActiveFeatures(
+            TrainingFeatures.of(getattr(self.cfg, "features", None)),
+            self.sae,
+            self.cfg.total_training_steps,
         )
+        self.checkpoint_thresholds = self._checkpoint_thresholds()
         device = self.sae.device
         self.statistics = FiringStatistics(self.sae.cfg.d_sae, device)
         self._on_nan = getattr(self.cfg, "on_nan", "stop")
@@ -150,9 +160,7 @@ class SAETrainer(FiringStatisticsNames):
         self._policy = CheckpointPolicy.from_config(self.cfg)
         self._state_before_finishing: dict[str, Any] | None = None
 
-        self.optimizer = make_optimizer(
-            self.sae.parameters(), self.cfg.lr, self.cfg.adam_beta1, self.cfg.adam_beta2
-        )
+        self.optimizer = self._make_optimizer()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
         self.coefficient_schedulers = make_coefficient_schedulers(self.sae, self.cfg)
         no_coefficient = L1Scheduler(0, self.cfg.total_training_steps, 0.0)
@@ -234,9 +242,15 @@ class SAETrainer(FiringStatisticsNames):
                 self.logger.log(self._build_sparsity_log_dict(), step=self.n_training_steps)
             self._reset_running_sparsity_stats()
 
+        self.features.before_step(sae, self.n_training_steps)
+        sae_in = self.features.keep(sae_in)
         with self.autocast_if_enabled:
             output = self._forward(sae, sae_in)
-        output.loss.backward()
+        (output.loss / self.features.features.gradient_accumulation_steps).backward()
+        if not self.features.completes_update(self.n_training_steps):
+            self.statistics.update(reported_features(output))
+            self._advance_schedules()
+            return output
         if self.normalizes_decoder and sae.W_dec.grad is not None:
             # Along its own direction a row could only grow, which the next normalisation undoes.
             sae.remove_gradient_parallel_to_decoder_directions()
@@ -248,24 +262,32 @@ class SAETrainer(FiringStatisticsNames):
             self.optimizer.step()  # without gradients it changes nothing, but schedules expect it
         else:
             self.statistics.update(reported_features(output))
-            clip_and_step(self.optimizer, sae.parameters(), norm, skip)
+            limit = self.features.features.max_gradient_norm
+            clip_and_step(self.optimizer, sae.parameters(), norm, skip, limit)
             sae.recycle_gradients()
+            self.features.after_step(
+                sae, self.optimizer, output, self.n_training_steps, self.dead_neurons
+            )
         self.optimizer.zero_grad()
-        self.lr_scheduler.step()
-        for scheduler in self.coefficient_schedulers.values():
-            scheduler.step()
+        self._advance_schedules()
         if (self.n_training_steps + 1) % _STEPS_BETWEEN_CHECKS == 0:
             self._nonfinite.check()
         return output
 
+    def _advance_schedules(self) -> None:
+        step_schedule(self.lr_scheduler)
+        for scheduler in self.coefficient_schedulers.values():
+            scheduler.step()
+
     def _forward(self, sae: TrainingSAE, sae_in: Tensor) -> TrainStepOutput:
         self._l1_coefficient_used = self.current_l1_coefficient
+        scale = self.features.coefficient_scale
         if sae.form == "v6":
             return sae.training_forward_pass(
                 TrainStepInput(
                     sae_in=sae_in,
                     coefficients={
-                        name: scheduler.current_l1_coefficient
+                        name: scheduler.current_l1_coefficient * scale
                         for name, scheduler in self.coefficient_schedulers.items()
                     },
                     dead_neuron_mask=self.dead_neurons,
@@ -308,6 +330,7 @@ class SAETrainer(FiringStatisticsNames):
         SAE was trained on scaled activations, the factor is folded in, so that it works on raw
         ones; the rows are not normalised after that, which would take the factor out again.
         """
+        self.features.finish(self.sae)
         if self.normalizes_decoder:
             self.sae.set_decoder_norm_to_unit_norm()
         factor = self.source.norm_scaling_factor
@@ -335,7 +358,7 @@ class SAETrainer(FiringStatisticsNames):
     @property
     def current_l1_coefficient(self) -> float:
         """The sparsity coefficient of the next step."""
-        return self.l1_scheduler.current_l1_coefficient
+        return self.l1_scheduler.current_l1_coefficient * self.features.coefficient_scale
 
     def _reset_running_sparsity_stats(self) -> None:
         self.statistics.reset_window()
@@ -366,6 +389,7 @@ class SAETrainer(FiringStatisticsNames):
             "details/current_learning_rate": self.optimizer.param_groups[0]["lr"],
             "details/current_l1_coefficient": self.current_l1_coefficient,
             "details/n_training_tokens": n_training_tokens,
+            **self.features.metrics(),
         }
 
     def _build_sparsity_log_dict(self) -> dict[str, Any]:
@@ -420,7 +444,28 @@ class SAETrainer(FiringStatisticsNames):
 
     # -- checkpoints and state --------------------------------------------------------------------
 
+    def _checkpoint_thresholds(self) -> list[int]:
+        cfg = self.cfg
+        by_logarithm = checkpoint_tokens(
+            self.features.features,
+            cfg.total_training_tokens,
+            cfg.train_batch_size_tokens,
+            cfg.n_checkpoints,
+        )
+        if by_logarithm is not None:
+            return by_logarithm
+        return checkpoint_thresholds(cfg.total_training_tokens, cfg.n_checkpoints)
+
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        cfg, choice = self.cfg, self.features.features.optimizer
+        if choice is None:
+            return make_optimizer(self.sae.parameters(), cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        return chosen_optimizer(choice, self.sae.parameters(), cfg.lr, betas)
+
     def _checkpoint_if_needed(self) -> None:
+        if not self.features.completes_update(self.n_training_steps - 1):
+            return  # checkpoints do not hold gradients that are still adding up
         is_due = self._policy.is_time() | self._guard.take_checkpoint_request()
         if self.checkpoint_thresholds and self.n_training_tokens > self.checkpoint_thresholds[0]:
             self.checkpoint_thresholds.pop(0)
@@ -512,7 +557,8 @@ class SAETrainer(FiringStatisticsNames):
         self._policy.best_value = state.get("best")
         self.checkpoint_thresholds = list(state["checkpoint_thresholds"])
         for name in _STATEFUL_PARTS:
-            getattr(self, name).load_state_dict(state[name])
+            if name in state:  # older checkpoints know no features
+                getattr(self, name).load_state_dict(state[name])
         for name, scheduler in self.coefficient_schedulers.items():
             scheduler.load_state_dict(state["coefficient_schedulers"][name])
         if self.finetuning and self._finetuning_method is not None:
@@ -523,7 +569,7 @@ _COUNTERS = (
     "n_training_steps", "n_training_tokens", "started_fine_tuning", "finetuning",
     "weights_are_final",
 )  # fmt: skip
-_STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger")
+_STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger", "features")
 
 
 def _update_sae_lens_training_version(sae: TrainingSAE) -> None:

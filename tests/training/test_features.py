@@ -1,0 +1,292 @@
+"""Training features, each in a run of the trainer."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
+from sae_lens.saes import (
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+)
+from sae_lens.training.active_features import ActiveFeatures
+from sae_lens.training.features import (
+    KSchedule,
+    NormFilter,
+    OptimizerChoice,
+    PSchedule,
+    Resampling,
+    TargetL0,
+    TrainingFeatures,
+    WeightAverage,
+)
+from sae_lens.training.trainer import SAETrainer
+from tests.helpers import D_IN, D_SAE, activations, assert_close
+
+N = 16
+
+
+def make_sae(cls: Any = StandardTrainingSAEConfig, **fields: Any) -> TrainingSAE:
+    torch.manual_seed(0)
+    return TrainingSAE(cls(d_in=D_IN, d_sae=D_SAE, **fields))
+
+
+def trainer(
+    sae: TrainingSAE, features: Any, n_steps: int = 12, batch: int = N, **fields: Any
+) -> SAETrainer:
+    cfg = SAETrainerConfig(
+        total_training_samples=n_steps * batch,
+        train_batch_size_samples=batch,
+        features=features,
+        **{"lr": 1e-2, **fields},
+    )
+    data = (activations(batch, seed=step) for step in range(n_steps))
+    return SAETrainer(cfg, sae, data)
+
+
+def recorded(run: SAETrainer, read: Any) -> list[Any]:
+    seen: list[Any] = []
+    real = run._train_step
+
+    def step(*args: Any, **kwargs: Any) -> Any:
+        output = real(*args, **kwargs)
+        seen.append(read(output))
+        return output
+
+    run._train_step = step  # type: ignore[method-assign]
+    run.fit()
+    return seen
+
+
+def test_k_falls():
+    sae = make_sae(TopKTrainingSAEConfig, k=4)
+    run = trainer(sae, TrainingFeatures(k_schedule=KSchedule(12, steps=0.5, cold_steps=2)))
+    seen = recorded(run, lambda output: int((output.feature_acts.to_dense() != 0).sum(-1).max()))
+    assert seen[:3] == [12, 12, 12]
+    assert seen[8:] == [4] * 4
+    assert sae.activation_fn.k == sae.cfg.k == 4
+
+
+def test_p_falls():
+    sae = make_sae(lp_norm=1.0)
+    run = trainer(sae, {"p_schedule": {"end": 0.5, "first_step": 4, "steps": 4}})
+    seen = recorded(run, lambda output: sae.cfg.lp_norm)
+    assert seen == pytest.approx([1.0] * 5 + [0.875, 0.75, 0.625] + [0.5] * 4)
+
+
+@pytest.mark.parametrize("cls", [StandardTrainingSAEConfig, JumpReLUTrainingSAEConfig])
+def test_l0_is_steered_to_its_target(cls: Any):
+    fields = {"jumprelu_bandwidth": 0.3} if cls is JumpReLUTrainingSAEConfig else {}
+    name = "l0_coefficient" if fields else "l1_coefficient"
+    sae = make_sae(cls, **{name: 0.1}, **fields)
+    features = TrainingFeatures(target_l0=TargetL0(6.0, rate=0.02, damping=2.0, smoothing=0.5))
+    run = trainer(sae, features, n_steps=250, batch=32)
+    l0 = recorded(run, lambda output: (output.feature_acts.to_dense() > 0).float().sum(-1).mean())
+    assert l0[0] > 12
+    assert sum(map(float, l0[-20:])) / 20 == pytest.approx(6.0, rel=0.25)
+    assert run.features.coefficient_scale > 1.5
+    assert run.features.metrics() == {"details/coefficient_scale": run.features.coefficient_scale}
+
+
+def test_a_target_out_of_reach_is_reported(caplog: Any):
+    run = trainer(make_sae(), {"target_l0": {"target": 1.0}}, n_steps=3)
+    run.fit()
+    assert "target L0 of 1.0 was not reached: it ended at" in caplog.text
+
+
+def test_the_result_is_the_average():
+    plain, averaged = make_sae(), make_sae()
+    history: list[Tensor] = []
+    run = trainer(averaged, TrainingFeatures(weight_average=WeightAverage(0.5)), n_steps=4)
+    recorded(run, lambda output: history.append(averaged.W_dec.detach().clone()))
+    want = history[0]
+    for weights in history[1:]:
+        want = 0.5 * want + 0.5 * weights
+    assert_close(averaged.W_dec, want)
+    trainer(plain, None, n_steps=4).fit()
+    assert_close(plain.W_dec, history[-1])
+
+
+def test_accumulated_batches_are_one_larger_batch():
+    one, four = make_sae(), make_sae()
+    small = [activations(N, seed=i) for i in range(8)]
+    large = [torch.cat(small[:4]), torch.cat(small[4:])]
+    for sae, data, features in (
+        (one, large, None),
+        (four, small, {"gradient_accumulation_steps": 4}),
+    ):
+        cfg = SAETrainerConfig(
+            total_training_samples=8 * N, train_batch_size_samples=len(data[0]), lr=1e-2,
+            features=features,
+        )  # fmt: skip
+        SAETrainer(cfg, sae, iter(data)).fit()
+    for name, value in one.state_dict().items():
+        assert_close(four.state_dict()[name], value)
+
+
+def test_checkpoints_wait_for_an_accumulation_to_complete(tmp_path: Path):
+    run = trainer(
+        make_sae(),
+        {"gradient_accumulation_steps": 4},
+        n_checkpoints=5,
+        checkpoint_path=str(tmp_path),
+    )
+    run.fit()
+    steps = sorted(int(path.name) // N for path in tmp_path.iterdir() if path.name.isdigit())
+    assert steps
+    assert all(step % 4 == 0 for step in steps)
+
+
+def test_checkpoints_by_logarithm(tmp_path: Path):
+    run = trainer(
+        make_sae(),
+        {"checkpoint_spacing": "log"},
+        16,
+        n_checkpoints=4,
+        checkpoint_path=str(tmp_path),
+    )
+    run.fit()
+    steps = sorted(int(path.name) // N for path in tmp_path.iterdir() if path.name.isdigit())
+    assert steps == [2, 4, 8]
+
+
+def test_dead_features_start_anew():
+    sae = make_sae()
+    with torch.no_grad():
+        sae.b_enc[:10] = -100
+    run = trainer(
+        sae, TrainingFeatures(resampling=Resampling(every=4, until=1.0)), n_steps=4,
+        dead_feature_window=2,
+    )  # fmt: skip
+    before = sae.W_dec[:10].detach().clone()
+    run.fit()
+    assert (sae.b_enc[:10] == 0).all()
+    assert (sae.W_dec[:10] - before).norm(dim=-1).min() > 1e-2
+    alive = sae.W_enc[:, 10:].norm(dim=0).mean()
+    assert_close(sae.W_enc[:, :10].norm(dim=0), (0.2 * alive).expand(10), atol=1e-3)
+    state = run.optimizer.state[sae.W_dec]
+    assert not state["exp_avg"][:10].any()
+    assert state["exp_avg"][10:].any()
+    cosine = torch.nn.functional.cosine_similarity(sae.W_dec[:10], sae.W_enc[:, :10].T)
+    assert_close(cosine, torch.ones(10))
+
+
+def test_overlong_activations_are_left_out():
+    sae = make_sae()
+    acts = activations(9)
+    acts[3] *= 100
+    features = ActiveFeatures(TrainingFeatures(norm_filter=NormFilter(5.0)), sae, 10)
+    assert torch.equal(features.keep(acts), torch.cat([acts[:3], acts[4:]]))
+    assert sae.cfg.metadata.norm_filter_multiple == 5.0
+
+
+def test_another_optimiser():
+    choice = OptimizerChoice("torch.optim.AdamW", {"weight_decay": 0.1})
+    run = trainer(make_sae(), TrainingFeatures(optimizer=choice))
+    assert type(run.optimizer) is torch.optim.AdamW
+    assert run.optimizer.param_groups[0]["weight_decay"] == 0.1
+    assert run.optimizer.param_groups[0]["betas"] == (0.9, 0.999)
+    run.fit()
+    sgd = trainer(make_sae(), {"optimizer": {"path": "torch.optim.SGD"}})
+    sgd.fit()
+    ours = {"path": "sae_lens.training.sparse_adam.SparseAdam"}
+    trainer(make_sae(), {"optimizer": ours}).fit()
+    for path in ("torch.optim.Nothing", "nowhere.Adam", "Adam", "torch.nn.Linear"):
+        with pytest.raises(ValueError, match=path.replace(".", r"\.")):
+            trainer(make_sae(), {"optimizer": {"path": path}})
+
+
+def test_clipping_is_as_configured():
+    free, clipped = make_sae(), make_sae()
+    sgd = {"optimizer": {"path": "torch.optim.SGD"}}
+    start = free.W_dec.detach().clone()
+    trainer(free, {**sgd, "max_gradient_norm": None}, n_steps=1, lr=1.0).fit()
+    trainer(clipped, {**sgd, "max_gradient_norm": 0.01}, n_steps=1, lr=1.0).fit()
+    moved = sum(
+        (p - q).detach().pow(2).sum()
+        for p, q in zip(clipped.parameters(), make_sae().parameters(), strict=True)
+    )
+    assert float(moved.sqrt()) == pytest.approx(0.01, rel=1e-2)
+    assert (free.W_dec - start).norm() > 0.1
+
+
+def test_features_are_part_of_the_state():
+    features = TrainingFeatures(
+        target_l0=TargetL0(5.0), weight_average=WeightAverage(0.9), p_schedule=PSchedule(0.5)
+    )
+    whole = make_sae()
+    run = trainer(whole, features)
+    run.fit()
+    first = make_sae()
+    half = trainer(first, features)
+    half.cfg.total_training_samples = 6 * N
+    half.source.prepare()
+    for step in range(6):
+        half._train_step(first, activations(N, seed=step))
+        half.n_training_steps += 1
+    second = copy.deepcopy(first)
+    rest = trainer(second, features)
+    rest.load_state_dict(copy.deepcopy(half.state_dict()))
+    for step in range(6, 12):
+        rest._train_step(second, activations(N, seed=step))
+        rest.n_training_steps += 1
+    rest._finish_weights()
+    for name, value in whole.state_dict().items():
+        assert_close(second.state_dict()[name], value)
+
+
+def test_configs_keep_features_as_plain_data(tmp_path: Path):
+    features = TrainingFeatures(target_l0=TargetL0(5.0), gradient_accumulation_steps=2)
+    cfg = LanguageModelSAERunnerConfig(
+        d_in=8, features=features, log_to_wandb=False, checkpoint_path=str(tmp_path), verbose=False
+    )
+    json.dumps(cfg.features)
+    again = LanguageModelSAERunnerConfig.from_dict(json.loads(json.dumps(cfg.to_dict())))
+    assert TrainingFeatures.of(again.features) == features
+    assert cfg.to_sae_trainer_config().features == cfg.features
+    assert LanguageModelSAERunnerConfig(d_in=8, log_to_wandb=False, verbose=False).features is None
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        ({"no_such": 1}, "features has no no_such; it has k_schedule"),
+        ({"target_l0": {"goal": 1}}, r"features\.target_l0 has no goal"),
+        ({"target_l0": {}}, r"features\.target_l0 is incomplete"),
+        ({"target_l0": {"target": 0}}, "must be above 0"),
+        ({"k_schedule": {"initial_k": 8, "steps": 1.5}}, "a float is a share"),
+        ({"k_schedule": {"initial_k": 8, "kind": "cubic"}}, "allowed are linear, exponential"),
+        ({"p_schedule": {"end": 0}}, "p must stay above 0"),
+        ({"weight_average": {"decay": 1.0}}, r"must lie in \[0, 1\)"),
+        ({"resampling": {"every": 0}}, "at least 1"),
+        ({"norm_filter": {"multiple": 0.5}}, "above 1"),
+        ({"gradient_accumulation_steps": 0}, "at least 1"),
+        ({"max_gradient_norm": 0}, "above 0, or None"),
+        ({"checkpoint_spacing": "cubic"}, "allowed are linear, log"),
+        ({"target_l0": {"target": D_SAE + 1}}, "there are only 48 features"),
+        ({"k_schedule": {"initial_k": 8}}, "select k features"),
+    ],
+)
+def test_settings_that_make_no_sense(features: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        trainer(make_sae(), features)
+
+
+def test_features_that_do_not_go_with_the_sae():
+    topk = make_sae(TopKTrainingSAEConfig, k=4)
+    for features, message in (
+        ({"target_l0": {"target": 4}}, "Their k is their L0"),
+        ({"p_schedule": {}}, "p_schedule is for standard SAEs"),
+        ({"k_schedule": {"initial_k": 2}}, "between the SAE's k, 4,"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            trainer(topk, features)
