@@ -322,11 +322,19 @@ class SAE(HookedRootModule):
         W_dec = self._parameters.get("W_dec")
         return self._initial_dtype if W_dec is None else W_dec.dtype
 
+    @dtype.setter
+    def dtype(self, dtype: torch.dtype) -> None:
+        self.to(dtype=dtype)
+
     @property
     def device(self) -> torch.device:
         """The device of the weights as they are now."""
         W_dec = self._parameters.get("W_dec")
         return self._initial_device if W_dec is None else W_dec.device
+
+    @device.setter
+    def device(self, device: torch.device | str) -> None:
+        self.to(device=device)
 
     def to(self, *args: Any, **kwargs: Any) -> Self:  # type: ignore[override]
         """Move or cast in place, as `nn.Module.to`; `cfg.device` and `cfg.dtype` follow.

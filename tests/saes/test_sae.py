@@ -251,6 +251,10 @@ def test_dtype_and_device_follow_every_kind_of_move(architecture: str):
     assert (sae.dtype, sae.cfg.dtype, sae.cfg.device) == (torch.float64, "torch.float64", "cpu")
     sae.to(tensor=torch.zeros(1), non_blocking=True)
     assert (sae.dtype, sae.cfg.dtype) == (torch.float32, "torch.float32")
+    # both used to be plain attributes, which callers assigned to after a move
+    sae.dtype, sae.device = torch.float64, "cpu"
+    assert (sae.W_enc.dtype, sae.cfg.dtype) == (torch.float64, "torch.float64")
+    assert sae.device == sae.W_enc.device == torch.device("cpu")
 
 
 @every_architecture
