@@ -49,9 +49,9 @@ def open_cached_activations(
     wanted, found = (context_size, d_in), getattr(dataset.features[hook_name], "shape", None)
     if found is None or tuple(found) != wanted:
         raise ValueError(
-            f"The cache at {path}, of shape {found} a row, does not match context_size "
-            f"({context_size}) and d_in ({d_in}). Set context_size and d_in to what was cached "
-            "(context_size is the length after slicing)."
+            f"The cache at {path} holds the shape {found} a row, which does not match context_size "
+            f"and d_in: {wanted}. Set them to what was cached (context_size is the length after "
+            "slicing)."
         )
     columns = [hook_name]
     if TOKEN_IDS_COLUMN in dataset.column_names:

@@ -124,7 +124,9 @@ def test_bad_caches_are_refused(tmp_path: Path, cache: str) -> None:
         make_store(cached_activations_path=str(tmp_path / "nowhere"))
     with pytest.raises(ValueError, match=r"columns \['blocks.0.hook_resid_pre'\], but not 'other'"):
         make_store(cached_activations_path=cache, hook_name="other")
-    with pytest.raises(ValueError, match=r"\(5, 4\) a row, does not match context_size \(5\)"):
+    with pytest.raises(
+        ValueError, match=r"\(5, 4\) a row, which does not match context_size and d_in: \(5, 8\)"
+    ):
         make_store(cached_activations_path=cache, d_in=8)
 
 
