@@ -1,0 +1,82 @@
+"""Runs of the newer architectures, and with training features, go on with the same numbers."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sae_lens.registry import get_sae_training_class
+from sae_lens.training.features import (
+    Resampling,
+    TargetL0,
+    TrainingFeatures,
+    WeightAverage,
+)
+from tests.helpers import D_IN, tiny_model
+from tests.runs import assert_same_weights, run_config, train
+
+pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
+
+HOOKS = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
+SAES: dict[str, dict[str, Any]] = {
+    "matryoshka_batchtopk": {"k": 4, "matryoshka_widths": [8, 32]},
+    "abstopk": {"k": 4},
+    "matching_pursuit": {"max_iterations": 3, "decoder_init_norm": 1.0},
+    "transcoder": HOOKS,
+    "topk_skip_transcoder": {**HOOKS, "k": 4},
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+def resumed_is_whole(tmp_path: Path, model: Any, architecture: str, **fields: Any) -> None:
+    def config(folder: Path, **more: Any) -> Any:
+        made = copy.deepcopy(fields)
+        if "sae" in made and "hook_name" in SAES[architecture]:
+            made["hook_name"] = HOOKS["hook_name"]
+        return run_config(folder, architecture, n_checkpoints=3, **made, **more)
+
+    whole = train(config(tmp_path), model)
+    names = sorted(p.name for p in (tmp_path / "run").iterdir() if p.name.isdecimal())
+    assert len(names) >= 2
+    elsewhere = tmp_path / "copy"
+    shutil.copytree(tmp_path / "run" / names[0], elsewhere / "run" / names[0])
+    path = str(elsewhere / "run" / names[0])
+    assert_same_weights(train(config(elsewhere, resume_from_checkpoint=path), model), whole)
+
+
+@pytest.mark.parametrize("architecture", SAES)
+def test_newer_architectures(architecture: str, tmp_path: Path, model: Any):
+    config_class = get_sae_training_class(architecture).config_class
+    sae = config_class(d_in=D_IN, d_sae=32, **SAES[architecture])
+    nested = {"sae": sae, "d_in": D_IN, "d_sae": 32, "l1_warm_up_steps": 0, "noise_scale": 0.0}
+    if architecture == "transcoder":
+        nested["l1_warm_up_steps"] = sae.l1_warm_up_steps
+    resumed_is_whole(tmp_path, model, architecture, **nested)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features"),
+    [
+        (
+            "standard",
+            TrainingFeatures(
+                target_l0=TargetL0(5.0),
+                weight_average=WeightAverage(0.9),
+                resampling=Resampling(every=6, until=1.0),
+                gradient_accumulation_steps=3,
+            ),
+        ),
+        ("standard", {"p_schedule": {"end": 0.5}, "optimizer": {"path": "torch.optim.AdamW"}}),
+        ("topk", {"k_schedule": {"initial_k": 12, "steps": 0.8}, "checkpoint_spacing": "log"}),
+    ],
+)
+def test_training_features(architecture: str, features: Any, tmp_path: Path, model: Any):
+    resumed_is_whole(tmp_path, model, architecture, features=features)
