@@ -22,6 +22,7 @@ if TYPE_CHECKING:
         CacheActivationsRunnerConfig,
         LanguageModelSAERunnerConfig,
         LoggingConfig,
+        MultiSAETrainingRunnerConfig,
         PretokenizeRunnerConfig,
         SAETrainerConfig,
     )
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
         PretrainedSaeHuggingfaceLoader,
     )
     from sae_lens.loading.publish import upload_saes_to_huggingface
+    from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner
     from sae_lens.pretokenize_runner import PretokenizeRunner, pretokenize_runner
     from sae_lens.sae_training_runner import LanguageModelSAETrainingRunner, SAETrainingRunner
     from sae_lens.saes import (
@@ -121,6 +123,8 @@ __all__ = [
     "MatchingPursuitTrainingSAEConfig",
     "MatryoshkaBatchTopKTrainingSAE",
     "MatryoshkaBatchTopKTrainingSAEConfig",
+    "MultiSAETrainingRunner",
+    "MultiSAETrainingRunnerConfig",
     "PretokenizeRunner",
     "PretokenizeRunnerConfig",
     "PretrainedSaeDiskLoader",
@@ -169,6 +173,8 @@ _HOMES = {
     "LanguageModelSAERunnerConfig": "sae_lens.config",
     "LanguageModelSAETrainingRunner": "sae_lens.sae_training_runner",
     "LoggingConfig": "sae_lens.config",
+    "MultiSAETrainingRunner": "sae_lens.multi_sae_training_runner",
+    "MultiSAETrainingRunnerConfig": "sae_lens.config",
     "PretokenizeRunner": "sae_lens.pretokenize_runner",
     "PretokenizeRunnerConfig": "sae_lens.config",
     "PretrainedSaeDiskLoader": "sae_lens.loading.pretrained_sae_loaders",

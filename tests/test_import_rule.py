@@ -31,10 +31,12 @@ RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
 LEAVES = {"_version", "registry", "constants", "hook_names", "errors", "atomic_files"}
 RUNNERS = {
+    "multi_sae_training_runner",
     "sae_training_runner",
     "cache_activations_runner",
     "pretokenize_runner",
     "demo_runner",
+    "preflight",
     "toy_model_runner",
 }
 # Old paths: a docstring and names from elsewhere. They may point anywhere, nobody may use them.

@@ -4,6 +4,7 @@ from sae_lens._version import __version__
 from sae_lens.config.cache_activations import CacheActivationsRunnerConfig
 from sae_lens.config.fields import dict_field, json_dict
 from sae_lens.config.logging import LoggingConfig
+from sae_lens.config.multi import MultiSAETrainingRunnerConfig
 from sae_lens.config.pretokenize import PretokenizeRunnerConfig
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.config.seqpos import _validate_seqpos
@@ -27,6 +28,7 @@ __all__ = [
     "CacheActivationsRunnerConfig",
     "LanguageModelSAERunnerConfig",
     "LoggingConfig",
+    "MultiSAETrainingRunnerConfig",
     "PretokenizeRunnerConfig",
     "SAETrainerConfig",
     "ToyModelSAERunnerConfig",

@@ -1,0 +1,382 @@
+"""Several SAEs in one pass over the language model."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+import sae_lens
+from sae_lens.activations import model_adapters, multi_hook
+from sae_lens.activations.multi_hook import HookSite, HookView, MultiHookStore
+from sae_lens.config import LoggingConfig, MultiSAETrainingRunnerConfig
+from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner
+from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
+from sae_lens.saes import (
+    SAE,
+    GatedTrainingSAEConfig,
+    JumpReLUTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+    TrainingSAE,
+    TrainingSAEConfig,
+)
+from sae_lens.training.nonfinite import NonFiniteLossError
+from tests.activations.fakes import make_store
+from tests.helpers import D_IN, flat_config_dict, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
+
+SCALED = "expected_average_only_in"
+RESID, MLP, HEADS = "blocks.1.hook_resid_pre", "blocks.0.hook_mlp_out", "blocks.1.attn.hook_z"
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    return Dataset.from_dict(
+        {"tokens": torch.randint(2, 32, (60, 16), generator=generator).tolist()}
+    )
+
+
+def saes() -> dict[str, Any]:
+    return {
+        "topk": TopKTrainingSAEConfig(d_in=D_IN, d_sae=32, k=4),
+        "jumprelu": JumpReLUTrainingSAEConfig(
+            d_in=D_IN, d_sae=24, normalize_activations=SCALED, l0_coefficient=0.1
+        ),
+        "wide": StandardTrainingSAEConfig(d_in=D_IN, d_sae=64, l1_coefficient=0.1),
+        "head": GatedTrainingSAEConfig(
+            d_in=D_IN // 2, d_sae=16, normalize_activations=SCALED, l1_coefficient=0.1
+        ),
+    }
+
+
+HOOKS = {"topk": RESID, "jumprelu": RESID, "wide": MLP, "head": HEADS}
+
+
+@pytest.fixture
+def make_config(tmp_path: Path) -> Any:
+    def make(**fields: Any) -> MultiSAETrainingRunnerConfig:
+        values: dict[str, Any] = {
+            "saes": saes(), "hook_names": HOOKS, "hook_head_indices": {"head": 1},
+            "model_name": "tiny", "context_size": 16, "train_batch_size_tokens": 32,
+            "store_batch_size_prompts": 4, "n_batches_in_buffer": 4, "training_tokens": 32 * 12,
+            "checkpoint_path": str(tmp_path / "checkpoints"), "lr": 1e-2, "verbose": False,
+            "n_eval_batches": 1, "n_batches_for_norm_estimate": 3, "n_checkpoints": 2,
+            "logger": LoggingConfig(log_to_wandb=False), "model_from_pretrained_kwargs": {},
+        }  # fmt: skip
+        return MultiSAETrainingRunnerConfig(**{**values, **fields})
+
+    return make
+
+
+def train(cfg: Any, rows: Any, model: Any, **overrides: Any) -> MultiSAETrainingRunner:
+    runner = MultiSAETrainingRunner(cfg, rows, model, **overrides)
+    assert runner.run() == runner.saes
+    return runner
+
+
+@pytest.mark.parametrize("prefetch", [False, True])
+def test_each_sae_has_the_weights_of_a_run_of_its_own(
+    prefetch: bool, make_config: Any, model: Any, rows: Dataset
+) -> None:
+    cfg = make_config(prefetch_llm_batches=prefetch)
+    runner = train(cfg, rows, model)
+    assert list(runner.saes) == ["topk", "jumprelu", "wide", "head"]
+    for name, sae in runner.saes.items():
+        single = cfg.runner_config(name)
+        single.checkpoint_path += "-alone"
+        alone = SAETrainingRunner(single, rows, model).run()
+        assert type(sae) is type(alone)
+        for key, value in alone.state_dict().items():
+            assert torch.equal(sae.state_dict()[key], value), (name, key)
+
+
+def test_noise_is_that_of_a_run_of_its_own(make_config: Any, model: Any, rows: Dataset) -> None:
+    noisy = {
+        name: StandardTrainingSAEConfig(d_in=D_IN, d_sae=24, noise_scale=scale)
+        for name, scale in (("a", 0.3), ("b", 0.1))
+    }
+    cfg = make_config(saes=noisy, hook_names=RESID, hook_head_indices=None)
+    before = torch.get_rng_state()
+    runner = train(cfg, rows, model)
+    assert torch.equal(torch.get_rng_state(), before)
+    for name, sae in runner.saes.items():
+        single = cfg.runner_config(name)
+        single.checkpoint_path += "-alone"
+        assert torch.equal(sae.W_enc, SAETrainingRunner(single, rows, model).run().W_enc)
+
+
+def test_flat_configs_start_at_the_median_of_the_activations(
+    make_config: Any, model: Any, rows: Dataset
+) -> None:
+    flat = {
+        kind: TrainingSAEConfig.from_dict(
+            flat_config_dict(normalize_activations=kind, hook_name=MLP, context_size=16)
+        )
+        for kind in ("none", "layer_norm", SCALED)
+    }
+    cfg = make_config(saes=flat, hook_names=MLP, hook_head_indices=None)
+    runner = train(cfg, rows, model)
+    for name, sae in runner.saes.items():
+        single = cfg.runner_config(name)
+        assert single.b_dec_init_method == "geometric_median"
+        single.checkpoint_path += "-alone"
+        alone = SAETrainingRunner(single, rows, model).run()
+        assert torch.equal(sae.b_dec, alone.b_dec), name
+
+
+def test_the_model_runs_once_per_batch(
+    make_config: Any, model: Any, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[torch.Tensor] = []
+    read = model_adapters.activations_at_hooks
+
+    def counting(model: Any, tokens: torch.Tensor, hooks: Any, *args: Any, **kwargs: Any) -> Any:
+        assert sorted(hooks) == sorted(set(HOOKS.values()))
+        seen.append(tokens)
+        return read(model, tokens, hooks, *args, **kwargs)
+
+    monkeypatch.setattr(multi_hook, "activations_at_hooks", counting)
+    forward: list[int] = []
+    handle = model.embed.register_forward_hook(lambda *_: forward.append(1))
+    cfg = make_config()
+    runner = MultiSAETrainingRunner(cfg, rows, model)
+    try:
+        runner.run()
+    finally:
+        handle.remove()
+    assert len(forward) == len(seen)
+    check, *batches = seen
+    assert check.shape == (1, 1)
+    # Three batches of four prompts are read for the scaling factors, then the data begin again: the
+    # buffer of four is filled, and half of it is refilled until 12 batches of 32 rows are served.
+    estimate, training = batches[:4], batches[4:]
+    assert torch.equal(torch.cat(estimate), torch.cat(training[:4]))
+    got = torch.cat(training).tolist()
+    assert got == rows["tokens"][: len(got)]
+    assert 12 * 32 <= len(got) * 16 <= 12 * 32 + 4 * 64
+
+
+def test_each_has_its_own_folder_logs_and_output(
+    make_config: Any, model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    cfg = make_config(
+        output_path=str(tmp_path / "out"),
+        logger=LoggingConfig(
+            log_to_wandb=False, log_to_jsonl=str(tmp_path / "log.jsonl"), wandb_log_frequency=4,
+            eval_every_n_wandb_logs=2, wandb_id="run",
+        ),
+    )  # fmt: skip
+    runner = train(cfg, rows, model)
+    folder = tmp_path / "checkpoints" / "run"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(HOOKS)
+    raw = runner.activations_store.get_activations(torch.randint(2, 32, (2, 16)))
+    for name, sae in runner.saes.items():
+        assert {"224", "final_384"} <= {path.name for path in (folder / name).iterdir()}
+        site = HookSite(HOOKS[name], 1 if name == "head" else None, sae.cfg.d_in)
+        own = raw[..., runner.activations_store.columns[site]].reshape(-1, sae.cfg.d_in)
+        for path in (folder / name / "final_384", tmp_path / "out" / name):
+            loaded = SAE.load_from_disk(path)
+            torch.testing.assert_close(loaded.eval()(own), sae.eval()(own))
+        saved = json.loads((folder / name / "final_384" / "cfg.json").read_text())
+        assert (saved["hook_name"], saved["d_sae"]) == (HOOKS[name], sae.cfg.d_sae)
+        assert saved["hook_head_index"] == (1 if name == "head" else None)
+        text = (tmp_path / f"log-{name}.jsonl").read_text()
+        lines = [json.loads(line) for line in text.splitlines()]
+        assert [line["step"] for line in lines if "losses/mse_loss" in line] == [3, 7, 11]
+        evaluations = [line for line in lines if "model_performance_preservation" in line]
+        assert [line["step"] for line in evaluations] == [7]
+
+
+def test_wandb_has_one_run_with_a_prefix_for_each(
+    make_config: Any, model: Any, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import wandb
+
+    calls: list[tuple[str, Any]] = []
+    for name in ("init", "finish"):
+        monkeypatch.setattr(wandb, name, lambda *a, _name=name, **k: calls.append((_name, k)))
+    monkeypatch.setattr(wandb, "log", lambda values, step: calls.append(("log", (step, values))))
+    monkeypatch.setattr(
+        wandb, "log_artifact", lambda artifact, aliases=None: calls.append(("art", artifact.name))
+    )
+    logging = LoggingConfig(wandb_log_frequency=6, run_name="two", log_weights_to_wandb=True)
+    both = {name: saes()[name] for name in ("topk", "wide")}
+    hooks = {name: HOOKS[name] for name in both}
+    cfg = make_config(saes=both, hook_names=hooks, hook_head_indices=None, logger=logging,
+                      n_checkpoints=0)  # fmt: skip
+    train(cfg, rows, model)
+    assert [name for name, _ in calls if name in ("init", "finish")] == ["init", "finish"]
+    assert calls[0][1]["name"] == "two"
+    logged = [value for name, value in calls if name == "log"]
+    for name in both:
+        assert [step for step, values in logged if f"{name}/losses/mse_loss" in values] == [5, 11]
+    assert all(key.startswith(("topk/", "wide/")) for _, values in logged for key in values)
+    artifacts = {str(value).split("__")[0] for name, value in calls if name == "art"}
+    assert artifacts == {"topk", "wide"}
+
+
+def test_saes_and_an_evaluator_of_ones_own(make_config: Any, model: Any, rows: Dataset) -> None:
+    seen: list[tuple[Any, tuple[int, ...]]] = []
+
+    def evaluator(sae: Any, data_provider: Any, scaler: Any) -> dict[str, float]:
+        stream = data_provider.evaluation_stream()
+        seen.append((sae, scaler.scale(stream.get_activations(stream.get_batch_tokens(1))).shape))
+        return {"mine": 1.0}
+
+    own = TrainingSAE(saes()["wide"])
+    cfg = make_config(
+        evaluator=evaluator,
+        logger=LoggingConfig(
+            log_to_wandb=False, wandb_log_frequency=4, eval_every_n_wandb_logs=3,
+            log_to_jsonl=str(Path(make_config().checkpoint_path) / "log.jsonl"),
+        ),
+    )  # fmt: skip
+    runner = train(cfg, rows, model, override_saes={"wide": own})
+    assert runner.saes["wide"] is own
+    assert [shape for _, shape in seen] == [(1, 16, 1, sae.cfg.d_in) for sae, _ in seen]
+    assert [sae for sae, _ in seen] == list(runner.saes.values())
+    assert "evaluator" in cfg.to_dict()
+
+
+def test_a_signal_takes_effect_when_all_have_made_the_step(
+    make_config: Any, model: Any, rows: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[Any] = []
+    from sae_lens.training.trainer import SAETrainer
+
+    step = SAETrainer._train_step
+
+    def interrupted(self: Any, sae: Any, sae_in: Any) -> Any:
+        steps.append(sae)
+        if len(steps) == 10:  # the second SAE in the third step
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(self, sae, sae_in)
+
+    monkeypatch.setattr(SAETrainer, "_train_step", interrupted)
+    cfg = make_config(n_checkpoints=0)
+    runner = MultiSAETrainingRunner(cfg, rows, model)
+    with pytest.raises(InterruptedException, match="SIGTERM"):
+        runner.run()
+    assert len(steps) == 12
+    for name in HOOKS:
+        assert (Path(cfg.checkpoint_path) / name / "96" / "sae_weights.safetensors").exists()
+
+
+def test_a_loss_that_is_not_finite_saves_all(make_config: Any, model: Any, rows: Dataset) -> None:
+    cfg = make_config(n_checkpoints=0)
+    runner = MultiSAETrainingRunner(cfg, rows, model)
+    with torch.no_grad():
+        runner.saes["wide"].b_enc.fill_(torch.inf)
+    with pytest.raises(NonFiniteLossError):
+        runner.run()
+    saved = {name: os.listdir(Path(cfg.checkpoint_path) / name) for name in HOOKS}
+    assert all(any(entry.isdecimal() for entry in entries) for entries in saved.values())
+
+
+class TestConfig:
+    def test_one_hook_for_all(self, make_config: Any) -> None:
+        cfg = make_config(hook_names=RESID, hook_head_indices=0)
+        assert set(cfg.hook_names_per_sae.values()) == {RESID}
+        assert set(cfg.hook_head_indices_per_sae.values()) == {0}
+
+    @pytest.mark.parametrize(
+        ("fields", "message"),
+        [
+            ({"saes": {}}, "saes is empty"),
+            ({"saes": {"a/b": saes()["topk"]}}, "'a/b' cannot be the name"),
+            ({"saes": {"..": saes()["topk"]}}, "cannot be the name"),
+            ({"hook_names": {"topk": RESID}}, "missing are .*'head'.*unknown"),
+            ({"hook_head_indices": {"other": 1}}, r"unknown \['other'\]"),
+            ({"use_chat_formatting": True}, "use_chat_formatting"),
+            ({"sequence_separator_token": "eos"}, "only 'bos'"),
+            ({"resume_from_checkpoint": "x"}, "cannot be gone on with"),
+            ({"checkpoint_path": None}, "checkpoint_path is empty"),
+            ({"n_batches_in_buffer": 1}, "n_batches_in_buffer is 1"),
+        ],
+    )
+    def test_what_is_refused(self, fields: dict[str, Any], message: str, make_config: Any) -> None:
+        with pytest.raises(ValueError, match=message):
+            make_config(**fields)
+
+    def test_prefetching_is_counted_in_batches_of_the_model(self, make_config: Any) -> None:
+        # a batch of the model gives 64 rows: two batches of training
+        assert make_config(prefetch_llm_batches=3).prefetch_batches == 6
+        assert make_config(prefetch_llm_batches=True).prefetch_batches == 4
+        assert make_config().prefetch_batches == 0
+
+    def test_names_are_at_the_root(self) -> None:
+        assert sae_lens.MultiSAETrainingRunner is MultiSAETrainingRunner
+        assert sae_lens.MultiSAETrainingRunnerConfig is MultiSAETrainingRunnerConfig
+
+    def test_unknown_overrides_and_widths(self, make_config: Any, model: Any, rows: Any) -> None:
+        with pytest.raises(ValueError, match=r"override_saes names \['other'\]"):
+            MultiSAETrainingRunner(
+                make_config(), rows, model, {"other": TrainingSAE(saes()["topk"])}
+            )
+        with pytest.raises(RuntimeError, match=f"d_in is {D_IN}, but .*'{HEADS}'.* width of 8"):
+            MultiSAETrainingRunner(make_config(hook_names=HEADS, hook_head_indices=1), rows, model)
+        with pytest.raises(ValueError, match="no hook 'blocks.0.hook_mlp_oot'"):
+            cfg = make_config(hook_names={**HOOKS, "wide": "blocks.0.hook_mlp_oot"})
+            MultiSAETrainingRunner(cfg, rows, model)
+
+
+class TestViews:
+    def make(self, model: Any, rows: Any, **fields: Any) -> tuple[MultiHookStore, list[HookView]]:
+        template = make_store(model, rows, d_in=D_IN, context_size=16, n_batches_in_buffer=4)
+        names = (
+            "streaming", "context_size", "n_batches_in_buffer", "store_batch_size_prompts",
+            "train_batch_size_tokens", "prepend_bos", "device", "seed",
+        )  # fmt: skip
+        settings = {name: getattr(template, name) for name in names}
+        sites = [HookSite(RESID, None, D_IN), HookSite(HEADS, 0, D_IN // 2)]
+        shared = MultiHookStore(
+            model, sites, dataset=rows, dtype="float32", total_training_tokens=10,
+            n_batches_for_norm_estimate=2, **settings, **fields,
+        )  # fmt: skip
+        return shared, [HookView(shared, sites[0], "none"), HookView(shared, sites[1], SCALED)]
+
+    @pytest.mark.parametrize("prefetch", [0, 3])
+    def test_a_saved_view_is_the_state_of_a_store_of_its_own(
+        self, prefetch: int, model: Any, rows: Any, tmp_path: Path
+    ) -> None:
+        shared, (first, second) = self.make(model, rows, prefetch_batches=prefetch)
+        second.set_norm_scaling_factor_if_needed()
+        for _ in range(5):
+            first.next_batch()
+            second.next_batch()
+        first.next_batch()  # the second is a batch behind
+        stores = []
+        for number, view in enumerate((first, second)):
+            view.save(tmp_path / str(number))
+            stores.append(shared.single_store(view.site, view.normalize_activations))
+            stores[-1].load(tmp_path / str(number))
+        assert torch.equal(stores[1].next_batch(), second.next_batch())
+        for _ in range(9):
+            assert torch.equal(stores[0].next_batch(), first.next_batch())
+            assert torch.equal(stores[1].next_batch(), second.next_batch())
+        shared.pause_prefetching()
+
+    def test_they_stay_side_by_side(self, model: Any, rows: Any) -> None:
+        _, (first, second) = self.make(model, rows)
+        first.next_batch()
+        first.next_batch()
+        with pytest.raises(ValueError, match="Batch 0 is asked for after batch 1.*side by side"):
+            second.next_batch()
+
+    def test_caches_are_of_one_hook(self, model: Any) -> None:
+        with pytest.raises(ValueError, match="cached activations, which are of one hook"):
+            MultiHookStore(model, [], cached_activations_path="somewhere")
