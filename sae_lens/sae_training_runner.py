@@ -36,6 +36,7 @@ from sae_lens.config.resuming import find_checkpoint
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.errors import DataSourceError
+from sae_lens.preflight import PreflightReport, preflight
 from sae_lens.saes.files import jsonable
 from sae_lens.saes.normalization import normalize
 from sae_lens.saes.training import TrainingSAE
@@ -182,6 +183,16 @@ class SAETrainingRunner:
             # Seeding was for the run alone; the caller's random numbers go on as they were.
             set_random_state(self._random_state_before)
         return sae
+
+    def preflight(self) -> PreflightReport:
+        """What the run will need; the data are left where they are.
+
+        Raises:
+            PreflightError: when it cannot work, with every reason.
+        """
+        report = preflight(self.cfg, self.model, self.activations_store)
+        report.raise_problems()
+        return report
 
     # -- the parts --------------------------------------------------------------------------------
 

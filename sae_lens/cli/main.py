@@ -24,6 +24,7 @@ from sae_lens.cli.errors import UsageError, in_one_line
 # `sae-lens --help` answers at once. Each module has `add_arguments(parser)` and `run(args)`.
 COMMANDS = {
     "train": "train an SAE on the activations of a language model",
+    "check": "say what a training run will need, and whether it can work",
     "demo": "train two SAEs on the embedded model and write a report, without a network",
     "show": "say what an SAE folder holds",
     "eval": "measure how good a saved or released SAE is",

@@ -37,6 +37,7 @@ MAY_DIFFER = frozenset({
     # when checkpoints are made, and what happens when something fails
     "n_checkpoints", "checkpoint_every_minutes", "keep_last", "keep_best_metric", "keep_best_mode",
     "save_final_checkpoint", "resume", "resume_from_checkpoint", "on_nan", "auto_batch",
+    "prefetch_batches",
     # how long to train
     "training_tokens", "finetuning_tokens",
     # without effect, or derived from fields that are compared
