@@ -52,8 +52,8 @@ types: $(STAMP) ## Check the types
 docs: $(STAMP) ## Build the documentation; a warning is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
-bench: $(STAMP) ## Measure training steps against one dense product
-	$(BIN)/python benchmarks/bench_step.py $(BENCH_ARGS)
+bench: $(STAMP) ## Compare speed and memory with others (BENCH_ARGS="--quick" for a first look)
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 build: $(STAMP) ## Build the wheel and the source archive
 	$(BIN)/python -m build
