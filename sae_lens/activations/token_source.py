@@ -24,6 +24,7 @@ from sae_lens.activations.tokens import (
     find_tokens_column,
     is_huggingface_dataset,
     number_of_rows,
+    own_pass,
     packer_state,
 )
 
@@ -116,13 +117,13 @@ class TokenSource:
             self.dataset = self.dataset.shuffle(seed=seed)
         else:
             self.dataset = self.dataset.shuffle(seed=seed, buffer_size=buffer_size)
-        self.iterable_dataset = iter(self.dataset)
+        self.iterable_dataset = iter(own_pass(self.dataset))
         self._stream = None
 
     def reset_input_dataset(self) -> None:
         """Read tokens from the start of the dataset again."""
         self.pause_prefetching()
-        self.iterable_dataset = iter(self.dataset)
+        self.iterable_dataset = iter(own_pass(self.dataset))
         self._stream = None
         self._held_rows = []
 

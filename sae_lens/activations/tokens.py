@@ -30,7 +30,7 @@ class RowReader:
     """The values of one column of a dataset, in order, once."""
 
     def __init__(self, dataset: Any, column: str, state: dict[str, Tensor] | None = None):
-        self.dataset = dataset
+        self.dataset = own_pass(dataset)
         self.column = column
         self.taken = 0
         self._values = self._open(state or {})
@@ -156,7 +156,7 @@ def find_tokens_column(dataset: Any) -> tuple[str, bool, Any]:
             "for example dataset['train']."
         )
     try:
-        first = next(iter(dataset))
+        first = next(iter(own_pass(dataset)))
     except StopIteration:
         raise ValueError(
             "The dataset is empty: it has no rows. Check dataset_path and its split, or pass a "
@@ -186,6 +186,15 @@ def is_huggingface_dataset(dataset: Any) -> bool:
 def number_of_rows(dataset: Any) -> int | None:
     """The number of rows where the dataset knows it."""
     return len(dataset) if hasattr(dataset, "__len__") else None
+
+
+def own_pass(dataset: Any) -> Any:
+    """A dataset that can be iterated without disturbing, or being disturbed by, other passes.
+
+    A streaming dataset of Hugging Face keeps its position in itself: two live iterators of one
+    object write to the same place, and the second may begin in the middle.
+    """
+    return copy.deepcopy(dataset) if hasattr(dataset, "_ex_iterable") else dataset
 
 
 def _tells_its_position(dataset: Any) -> bool:

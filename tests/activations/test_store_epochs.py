@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_lens.activations.store import ActivationsStore
+from sae_lens.activations.tokens import RowReader, find_tokens_column
 from tests.activations.fakes import make_store, numbered_rows, serve, tokens_of
 
 pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
@@ -248,3 +250,26 @@ def test_a_dataset_of_nothing_but_excluded_tokens_is_refused() -> None:
     store = make_store(dataset=dataset, exclude_special_tokens=torch.tensor([1]))
     with pytest.raises(ValueError, match="no activations at all"):
         store.next_batch()
+
+
+class PositionInItself:
+    """A stream like those of the datasets library, whose iterators share the object's position."""
+
+    def __init__(self, rows: list[dict[str, Any]]) -> None:
+        self._ex_iterable = rows
+        self.position = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        while self.position < len(self._ex_iterable):
+            self.position += 1
+            yield self._ex_iterable[self.position - 1]
+        self.position = 0
+
+
+def test_passes_over_one_stream_do_not_disturb_each_other() -> None:
+    stream = PositionInItself([{"tokens": [i]} for i in range(6)])
+    assert find_tokens_column(stream)[2] == [0]
+    one, two = RowReader(stream, "tokens"), RowReader(stream, "tokens")
+    assert [next(one), next(two), next(one), next(two)] == [[0], [0], [1], [1]]
+    assert list(one) == list(two) == [[2], [3], [4], [5]]
+    assert stream.position == 0
