@@ -29,6 +29,7 @@ COMMANDS = {
     "show": "say what an SAE folder holds",
     "eval": "measure how good a saved or released SAE is",
     "dashboard": "make a page on what an SAE's features fire on",
+    "synth": "train architectures on known features and see which of them find these",
     "list": "list the SAEs that have been published",
     "upload": "put SAE folders into a repository on the Hugging Face Hub",
     "pretokenize": "turn a text dataset into rows of tokens, once for all runs",

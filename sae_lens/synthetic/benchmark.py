@@ -1,0 +1,157 @@
+"""Train architectures on synthetic activations, at several sparsities, and compare with truth."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+from sae_lens.config.logging import LoggingConfig
+from sae_lens.config.trainer import SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes import SAE, TrainingSAE
+from sae_lens.synthetic.data import SyntheticConfig, SyntheticData
+from sae_lens.synthetic.metrics import Recovery, recovery_of
+from sae_lens.training.features import TargetL0, TrainingFeatures
+from sae_lens.training.trainer import SAETrainer
+
+_TEST_SAMPLES = 4096
+_TEST_SEED = 1_000_003
+
+# Settings of each architecture for a wanted L0 and width. Those without k are steered to the L0.
+ARCHITECTURES: dict[str, Callable[[float, int], dict[str, Any]]] = {
+    "standard": lambda l0, d_sae: {"l1_coefficient": 0.05},
+    "gated": lambda l0, d_sae: {"l1_coefficient": 0.05},
+    "jumprelu": lambda l0, d_sae: {
+        "l0_coefficient": 0.02,
+        "jumprelu_bandwidth": 0.1,
+        "jumprelu_init_threshold": 0.01,
+    },
+    "topk": lambda l0, d_sae: {"k": max(1, round(l0))},
+    "batchtopk": lambda l0, d_sae: {"k": l0},
+    "matryoshka_batchtopk": lambda l0, d_sae: {
+        "k": l0,
+        "matryoshka_widths": [max(1, d_sae // 4), max(2, d_sae // 2), d_sae],
+    },
+    "abstopk": lambda l0, d_sae: {"k": max(1, round(l0))},
+    "matching_pursuit": lambda l0, d_sae: {
+        "max_iterations": max(1, round(l0)),
+        "decoder_init_norm": 1.0,
+    },
+}
+_WITHOUT_K = ("standard", "gated", "jumprelu")
+
+
+@dataclass(frozen=True)
+class BenchmarkConfig:
+    """A comparison.
+
+    Attributes:
+        data: what the activations are made of.
+        architectures: which to train.
+        l0s: at which sparsities.
+        d_sae: latents; as many as true features when None.
+        n_steps: of training.
+        batch_size: samples per step.
+        lr: learning rate.
+        seed: of the first weights.
+    """
+
+    data: SyntheticConfig = field(default_factory=SyntheticConfig)
+    architectures: tuple[str, ...] = tuple(ARCHITECTURES)
+    l0s: tuple[float, ...] = (3.0, 6.0, 9.0)
+    d_sae: int | None = None
+    n_steps: int = 2000
+    batch_size: int = 256
+    lr: float = 3e-3
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [name for name in self.architectures if name not in ARCHITECTURES]
+        if unknown or not self.architectures:
+            raise ValueError(
+                f"Unknown architectures {unknown}; the benchmark knows {', '.join(ARCHITECTURES)}."
+            )
+        d_sae = self.d_sae or self.data.n_features
+        if not self.l0s or any(not 1 <= l0 <= d_sae for l0 in self.l0s):
+            raise ValueError(f"l0s is {self.l0s}; each must lie between 1 and d_sae={d_sae}.")
+
+
+@dataclass
+class BenchmarkResult:
+    """One SAE of a comparison."""
+
+    architecture: str
+    wanted_l0: float
+    recovery: Recovery
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        return asdict(self)
+
+
+def train_on_synthetic(
+    architecture: str, wanted_l0: float, data: SyntheticData, cfg: BenchmarkConfig
+) -> TrainingSAE:
+    """Train one SAE."""
+    d_sae = cfg.d_sae or data.cfg.n_features
+    config_class = get_sae_training_class(architecture).config_class
+    torch.manual_seed(cfg.seed)
+    settings = ARCHITECTURES[architecture](wanted_l0, d_sae)
+    sae = TrainingSAE(config_class(d_in=data.cfg.d_in, d_sae=d_sae, **settings))
+    features = None
+    if architecture in _WITHOUT_K:
+        features = TrainingFeatures(target_l0=TargetL0(wanted_l0, rate=0.01, damping=2.0))
+    trainer_cfg = SAETrainerConfig(
+        total_training_samples=cfg.n_steps * cfg.batch_size,
+        train_batch_size_samples=cfg.batch_size,
+        lr=cfg.lr,
+        lr_warm_up_steps=min(100, cfg.n_steps // 10),
+        lr_decay_steps=cfg.n_steps // 5,
+        dead_feature_window=max(20, cfg.n_steps // 20),
+        features=None if features is None else features.to_dict(),
+        logger=LoggingConfig(log_to_wandb=False),
+    )
+    trainer_cfg.verbose = False  # type: ignore[attr-defined]  # no progress bar for each of many
+    SAETrainer(trainer_cfg, sae, data.batches(cfg.batch_size)).fit()
+    return sae
+
+
+def run_benchmark(
+    cfg: BenchmarkConfig, report: Callable[[BenchmarkResult], None] | None = None
+) -> list[BenchmarkResult]:
+    """Train every architecture at every sparsity and measure what it found.
+
+    The SAE that is measured is the one that would be saved for inference.
+
+    Args:
+        cfg: the config.
+        report: called with each result as soon as it is known.
+    """
+    data = SyntheticData(cfg.data)
+    sample = data.sample(_TEST_SAMPLES, torch.Generator().manual_seed(_TEST_SEED + cfg.data.seed))
+    results = []
+    random_state = torch.get_rng_state()
+    try:
+        for architecture in cfg.architectures:
+            for l0 in cfg.l0s:
+                trained = train_on_synthetic(architecture, l0, data, cfg)
+                sae = SAE.from_components(*trained.inference_components()).eval()
+                found = recovery_of(sae, data.directions, sample)
+                results.append(BenchmarkResult(architecture, l0, found))
+                if report is not None:
+                    report(results[-1])
+    finally:
+        torch.set_rng_state(random_state)
+    return results
+
+
+def curves(results: Sequence[BenchmarkResult], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """(L0, metric) of each architecture, by L0."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    for result in results:
+        point = (result.recovery.l0, getattr(result.recovery, metric))
+        found.setdefault(result.architecture, []).append(point)
+    return {name: sorted(points) for name, points in found.items()}
