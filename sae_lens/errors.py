@@ -1,5 +1,10 @@
 """Exceptions that belong to no single part of the library."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 
 class InvalidArgumentError(ValueError, AssertionError):
     """An argument outside what is allowed.
@@ -19,3 +24,36 @@ class SAELoadError(ValueError, RuntimeError):
 
 class DataSourceError(RuntimeError):
     """The training data cannot be read any further, for a reason that lies with their source."""
+
+
+# What code runs into when a file holds something else than it counts on.
+_STUMBLES = (
+    AttributeError,
+    TypeError,
+    IndexError,
+    ArithmeticError,
+    AssertionError,
+    RuntimeError,
+    MemoryError,
+)
+
+
+@contextmanager
+def stumbling_over(source: object, kind: type[Exception]) -> Iterator[None]:
+    """In the body, errors that only say what code stumbled over are raised as `kind`, with why.
+
+    Errors that are made for readers (`ValueError`, `OSError`, `KeyError`, `NotImplementedError`)
+    pass as they are.
+
+    Args:
+        source: the file or folder that is read.
+        kind: the type to raise.
+    """
+    try:
+        yield
+    except (ValueError, OSError, NotImplementedError):
+        raise
+    except _STUMBLES as error:
+        raise kind(
+            f"{source} does not hold what it should ({type(error).__name__}: {str(error)[:500]})."
+        ) from error

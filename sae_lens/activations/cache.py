@@ -40,7 +40,7 @@ def open_cached_activations(
             f"There is no folder of cached activations at {path}. Make one with "
             "CacheActivationsRunner, or correct cached_activations_path."
         )
-    dataset = datasets.load_from_disk(path)
+    dataset = _open_folder(path)
     if not isinstance(dataset, datasets.Dataset) or hook_name not in dataset.column_names:
         raise ValueError(
             f"The cached activations at {path} have the columns {dataset.column_names}, but not "
@@ -59,6 +59,18 @@ def open_cached_activations(
     if dataset.features[hook_name].dtype == BFLOAT16_BITS:
         return dataset.with_transform(_BitsAsTensors(hook_name, dtype, device), columns=columns)
     return dataset.with_format("torch", columns=columns, device=str(device), dtype=dtype)
+
+
+def _open_folder(path: str) -> Any:
+    import datasets
+
+    try:
+        return datasets.load_from_disk(path)
+    except Exception as error:
+        raise ValueError(
+            f"The cached activations at {path} cannot be opened: a file is missing or damaged "
+            f"({type(error).__name__}: {error}). Make the cache again."
+        ) from error
 
 
 def read_cached_rows(

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -28,6 +29,7 @@ from sae_lens.activations.store_settings import (
 )
 from sae_lens.atomic_files import atomic_save_safetensors
 from sae_lens.constants import DTYPE_MAP
+from sae_lens.errors import stumbling_over
 
 
 class ActivationsStore(ActivationSource):
@@ -370,8 +372,17 @@ class ActivationsStore(ActivationSource):
         atomic_save_safetensors(store_state.capture(self), file_path)
 
     def load(self, file_path: str | Path) -> None:
-        """Go on from a file that `save` wrote."""
-        self.load_state_dict(load_file(str(file_path)))
+        """Go on from a file that `save` wrote.
+
+        Raises:
+            ValueError: when the file is damaged, or its rows do not fit this store.
+        """
+        try:
+            state = load_file(str(file_path))
+        except SafetensorError as error:
+            raise ValueError(f"{file_path} is no whole safetensors file: {error}.") from error
+        with stumbling_over(file_path, ValueError):
+            self.load_state_dict(state)
 
     def _get_mixer(self) -> BatchMixer:
         """The mixer with its buffer, made on first use.

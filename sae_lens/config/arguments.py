@@ -20,10 +20,13 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from sae_lens.config.early_names import EARLY_NAMES, unknown_names_message
 from sae_lens.config.fields import json_dict
 from sae_lens.config.nested import as_sae_config
+from sae_lens.errors import stumbling_over
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.config import TrainingSAEConfig
 
 Config = TypeVar("Config")
+
+_MOST_VALUES = 100_000
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -52,11 +55,31 @@ def read_config_file(path: str | Path) -> dict[str, Any]:
             values = yaml.safe_load(text)
     except Exception as error:
         raise ValueError(f"{path} is not valid {path.suffix[1:] or 'YAML'}: {error}.") from error
+    if _is_too_large(values):
+        raise ValueError(
+            f"{path} holds more than {_MOST_VALUES} values, or one that contains itself; that is "
+            "no config."
+        )
     if values is None:
         values = {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
         raise ValueError(f"{path} must hold a mapping of field names to values.")
     return values
+
+
+def _is_too_large(value: Any) -> bool:
+    """Whether there are too many values, counted as often as aliases of YAML repeat them."""
+    n, waiting = 0, [value]
+    while waiting:
+        n += 1
+        if n > _MOST_VALUES:
+            return True
+        value = waiting.pop()
+        if isinstance(value, dict):
+            waiting += value.values()
+        elif isinstance(value, (list, tuple, set)):
+            waiting += value
+    return False
 
 
 def config_from_values(cls: type[Config], values: Mapping[str, Any], source: str = "") -> Config:
@@ -82,9 +105,10 @@ def config_from_values(cls: type[Config], values: Mapping[str, Any], source: str
         hint = hints[EARLY_NAMES.get(name, name)]
         try:
             converted[name] = convert(value, hint)
-        except ValueError as error:
+        except (ValueError, OverflowError) as error:
             raise ValueError(f"{name}{where}: {error}") from error
-    return cls(**converted)
+    with stumbling_over(source or cls.__name__, ValueError):
+        return cls(**converted)
 
 
 def config_from_file(
@@ -164,7 +188,7 @@ def convert(value: Any, hint: Any) -> Any:
     for member in _most_special_first(members):
         try:
             return _convert_to(value, member)
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             continue
     raise ValueError(f"{value!r} is not {_with_article(type_name(hint))}.")
 

@@ -19,6 +19,7 @@ from sae_lens.config.nested import as_sae_config, as_trainer_config, run_sae_con
 from sae_lens.config.trainer import SAETrainerConfig
 from sae_lens.config.validation import derive_and_validate
 from sae_lens.constants import SAE_CFG_FILENAME
+from sae_lens.errors import stumbling_over
 from sae_lens.saes.config import TrainingSAEConfig
 from sae_lens.saes.files import jsonable
 from sae_lens.training.features import features_as_dict
@@ -410,7 +411,8 @@ class LanguageModelSAERunnerConfig:
             raise ValueError(f"{file} is not JSON: {error}.") from error
         if not isinstance(values, dict):
             raise ValueError(f"{file} holds a {type(values).__name__}, not the fields of a config.")
-        return cls.from_dict(values)
+        with stumbling_over(file, ValueError):
+            return cls.from_dict(values)
 
 
 def _fields_off_default(cfg: Any) -> frozenset[str]:

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.constants import DTYPE_MAP
-from sae_lens.errors import SAELoadError
+from sae_lens.errors import SAELoadError, stumbling_over
 from sae_lens.hook_names import is_hook_z
 from sae_lens.loading.disk import sae_lens_disk_loader
 from sae_lens.loading.inference_form import inference_form
@@ -442,8 +442,9 @@ class SAE(HookedRootModule):
         overrides: dict[str, Any] = {"device": str(device)}
         if dtype is not None:
             overrides["dtype"] = str(dtype)
-        cfg_dict, state_dict = converter(path, device=device, cfg_overrides=overrides)
-        return cls.from_components(cfg_dict, state_dict, source=str(path))
+        with stumbling_over(path, SAELoadError):
+            cfg_dict, state_dict = converter(path, device=device, cfg_overrides=overrides)
+            return cls.from_components(cfg_dict, state_dict, source=str(path))
 
     @classmethod
     def load_from_pretrained(
