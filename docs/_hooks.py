@@ -34,6 +34,7 @@ API_PAGES = {
         "Runners and evals",
         [
             "sae_training_runner.py",
+            "multi_sae_training_runner.py",
             "cache_activations_runner.py",
             "pretokenize_runner.py",
             "evals.py",
