@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from sae_lens.errors import SAELoadError, stumbling_over
 from sae_lens.loading import directory
 from sae_lens.loading.early_downloads import (
     convert_connor_rob_config,
@@ -113,12 +114,13 @@ def from_pretrained(
         FileNotFoundError: the repository lacks the files.
     """
     where = f"{release}/{sae_id}"
-    cfg_dict, state_dict, sparsity = load_pretrained(
-        release, sae_id, device, force_download, converter, dtype
-    )
-    if not issubclass(cls, TrainingSAE):
-        fold_finetuning_factor(cfg_dict, state_dict)
-    sae = cls.from_components(cfg_dict, state_dict, source=where)
+    with stumbling_over(where, SAELoadError):
+        cfg_dict, state_dict, sparsity = load_pretrained(
+            release, sae_id, device, force_download, converter, dtype
+        )
+        if not issubclass(cls, TrainingSAE):
+            fold_finetuning_factor(cfg_dict, state_dict)
+        sae = cls.from_components(cfg_dict, state_dict, source=where)
     if cfg_dict.get("normalize_activations") == "expected_average_only_in":
         factor = directory.get_norm_scaling_factor(release, sae_id)
         if factor is None:
