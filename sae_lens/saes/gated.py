@@ -6,8 +6,9 @@
 Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders"
 (arXiv:2404.16014), section 3. Loss (equation 8): mean squared error, an L1 term on
 `pi = relu(c W_enc + b_gate)` weighted by decoder norms, and the squared error of
-`pi W_dec + b_dec`. Unlike the paper's, the decoder is not detached in the last term, and decoder
-norms weigh the L1 term. Encoder and losses see the same processed input.
+`pi W_dec + b_dec`. Unlike the paper's, the decoder is not detached in the last term (unless the
+config says `detach_auxiliary_decoder`), and decoder norms weigh the L1 term. Encoder and losses see
+the same processed input.
 """
 
 from __future__ import annotations
@@ -41,10 +42,13 @@ class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     Attributes:
         l1_coefficient: weight of the sparsity term.
         l1_warm_up_steps: steps over which the weight rises from 0.
+        detach_auxiliary_decoder: the gate's reconstruction trains the encoder alone, as in the
+            paper; recommended, but not the default, which is what released SAEs were trained with.
     """
 
     architecture: str = "gated"
     l1_warm_up_steps: int = 0
+    detach_auxiliary_decoder: bool = False
 
 
 class GatedSAE(SAE):
@@ -106,7 +110,10 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         l1 = (gate_acts * row_norms(self.W_dec)).sum(dim=-1).mean()
         # in the space of the processed input, where b_dec was (or was not) subtracted
         target = centred + self.b_dec if self.cfg.apply_b_dec_to_input else centred
-        recons = gate_acts @ self.W_dec + self.b_dec
+        W_dec, b_dec = self.W_dec, self.b_dec
+        if self._detaches_decoder:
+            W_dec, b_dec = W_dec.detach(), b_dec.detach()
+        recons = gate_acts @ W_dec + b_dec
         auxiliary = (recons - target).pow(2).sum(dim=-1).mean()
         return {
             "l1_loss": step.coefficient("l1") * l1,
@@ -114,8 +121,12 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         }
 
     def has_sparse_form(self) -> bool:
-        """With elementwise activations."""
-        return type(self.activation_fn) in ZERO_BELOW_ZERO
+        """With elementwise activations, and one decoder for both paths."""
+        return type(self.activation_fn) in ZERO_BELOW_ZERO and not self._detaches_decoder
+
+    @property
+    def _detaches_decoder(self) -> bool:
+        return bool(getattr(self.cfg, "detach_auxiliary_decoder", False))
 
     def needs_decoder_norms(self) -> bool:
         """They weigh the gate's L1 term."""

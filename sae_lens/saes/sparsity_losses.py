@@ -6,7 +6,7 @@ growing its row gains nothing (Conerly et al. 2024, "Update on how we train SAEs
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from jaxtyping import Float
@@ -15,6 +15,7 @@ from torch import Tensor
 from sae_lens.saes.losses import lp_sparsity
 
 SparsityLossName = Literal["power", "tanh", "tanh-quad"]
+SPARSITY_LOSSES: tuple[str, ...] = get_args(SparsityLossName)
 
 
 def power_sparsity(weighted: Float[Tensor, "batch d_sae"], p: float) -> Float[Tensor, ""]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ from sae_lens.saes.sparse_training import (
     hidden_pre_of,
     scaled_for_decoding,
 )
+from sae_lens.saes.sparsity_losses import SPARSITY_LOSSES, SparsityLossName, sparsity_loss
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import row_norms
@@ -44,11 +46,25 @@ class StandardTrainingSAEConfig(ArchitectureTrainingSAEConfig):
         l1_coefficient: weight of the sparsity term.
         lp_norm: p of its p-norm.
         l1_warm_up_steps: steps over which the weight rises from 0.
+        sparsity_loss: "power" (the p-norm), "tanh" or "tanh-quad" (see `sparsity_losses.py`).
+        tanh_stretch: c in the tanh terms.
+        frequency_scale: firing frequency at which tanh-quad doubles the price.
     """
 
     architecture: str = "standard"
     lp_norm: float = 1.0
     l1_warm_up_steps: int = 0
+    sparsity_loss: SparsityLossName = "power"
+    tanh_stretch: float = 4.0
+    frequency_scale: float = 0.01
+
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        if self.sparsity_loss not in SPARSITY_LOSSES:
+            raise ValueError(
+                f"sparsity_loss is {self.sparsity_loss!r}; allowed are "
+                f"{', '.join(SPARSITY_LOSSES)}."
+            )
 
 
 class StandardSAE(SAE):
@@ -93,7 +109,16 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         weighted = encoding.feature_acts
         if self.cfg.scale_sparsity_penalty_by_decoder_norm:
             weighted = weighted * row_norms(self.W_dec)
-        sparsity = lp_sparsity(weighted, self.cfg.lp_norm)
+        if self._sparsity_loss == "power":
+            sparsity = lp_sparsity(weighted, self.cfg.lp_norm)
+        else:
+            cfg = self.cfg
+            sparsity = sparsity_loss(
+                self._sparsity_loss,
+                weighted,
+                stretch=cfg.tanh_stretch,
+                frequency_scale=cfg.frequency_scale,
+            )
         losses = {"l1_loss": (step.coefficient("l1") * sparsity).mean()}
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
             losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
@@ -107,7 +132,15 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
 
     def has_sparse_form(self) -> bool:
         """With an activation that is zero below zero, and a p-norm that is a sum of powers."""
-        return type(self.activation_fn) in ZERO_BELOW_ZERO and 0 < self.cfg.lp_norm < math.inf
+        return (
+            type(self.activation_fn) in ZERO_BELOW_ZERO
+            and 0 < self.cfg.lp_norm < math.inf
+            and self._sparsity_loss == "power"
+        )
+
+    @property
+    def _sparsity_loss(self) -> SparsityLossName:
+        return getattr(self.cfg, "sparsity_loss", "power")
 
     def needs_decoder_norms(self) -> bool:
         """When they weigh the sparsity term."""
