@@ -172,7 +172,7 @@ def _attention(
     qkv = _linear(x, weight, torch.cat(biases).flatten()).unflatten(-1, (-1, cfg.d_head))
     q, k, v = qkv.split([len(w) for w in weights], dim=2)  # [batch, pos, head, d_head]
     q, k, v = attn.hook_q(q), attn.hook_k(k), attn.hook_v(v)
-    if cfg.use_qk_norm:
+    if getattr(cfg, "use_qk_norm", False):  # missing in older TransformerLens
         norm: Any = attn._apply_qk_norm
         q, k = norm(q, attn.q_norm), norm(k, attn.k_norm)
     if cfg.positional_embedding_type == "rotary":
