@@ -84,10 +84,11 @@ def is_worth_choosing(device: torch.device, batch: int, d_in: int, d_sae: int) -
 
 def has_sparse_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are fast sparse products for this device and dtype."""
+    if device.type == "cpu":
+        dtypes = (torch.float32, torch.float64, torch.bfloat16)
+        return dtype in dtypes and torch.backends.mkl.is_available()
     if dtype not in (torch.float32, torch.float64):
         return False
-    if device.type == "cpu":
-        return torch.backends.mkl.is_available()
     return device.type == "cuda" and _triton_is_installed()
 
 

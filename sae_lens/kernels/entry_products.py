@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
 
 
@@ -24,5 +25,8 @@ def entry_products(
         from sae_lens.kernels import triton_entry_products
 
         return triton_entry_products.entry_products(G, W, active.rows, active.cols)
+    if compact.is_needed(W):
+        features, among = compact.compacted(active)
+        return entry_products(G.float(), W[features].float(), among).to(G.dtype)
     pattern = active.csr(G.new_zeros(len(active)))
     return torch.sparse.sampled_addmm(pattern, G.contiguous(), W.t(), beta=0.0).values()

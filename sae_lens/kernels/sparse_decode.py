@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
 
 
@@ -25,6 +26,9 @@ def sparse_decode(
 
         out = values.new_empty(active.shape[0], W.shape[1])
         return gather_sum(active.row_offsets, active.cols, values, W, out)
+    if compact.is_needed(W):
+        features, among = compact.compacted(active)
+        return sparse_decode(values.float(), among, W[features].float()).to(W.dtype)
     return torch.nn.functional.embedding_bag(
         active.cols,
         W,

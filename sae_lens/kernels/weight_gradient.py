@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
 
 
@@ -37,6 +38,11 @@ def weight_gradient(
 
         by_column = values[active.column_order]
         return gather_sum(active.col_offsets, active.rows_by_column, by_column, G, out, accumulate)
+    if compact.is_needed(out):
+        features, among = compact.compacted(active)
+        rows = out.new_empty(len(features), out.shape[1], dtype=torch.float32)
+        weight_gradient(values.float(), among, G.float(), rows)
+        return compact.put_rows(features, rows, out, accumulate)
     transposed = active.transposed_csr(values)
     if not out.is_contiguous():
         # MKL wants both dense operands in one layout

@@ -125,11 +125,14 @@ def round_stochastically(
         noise: int32 from 0 to 65535, evenly distributed.
         out: bfloat16, contiguous. Infinities and NaN stay what they are.
     """
-    finite = values.isfinite()
     bits = values.view(torch.int32)
     # A bfloat16 is the upper half of a float32: a carry out of the lower half rounds up.
+    if bool(values.sum().isfinite()):  # else some may be infinite, which a carry would break
+        bits.add_(noise).bitwise_and_(-65536)
+        out.copy_(values)
+        return
     rounded = ((bits + noise) & -65536).view(torch.float32)
-    out.copy_(torch.where(finite, rounded, values))
+    out.copy_(torch.where(values.isfinite(), rounded, values))
 
 
 def _sixteen_random_bits(n: int, generator: torch.Generator) -> Tensor:

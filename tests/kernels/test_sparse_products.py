@@ -62,6 +62,27 @@ def test_products_equal_their_references(
     )
 
 
+@pytest.mark.parametrize("density", [0.0, 0.1, 1.0])
+def test_bfloat16_products_are_those_of_float32_rounded(density: float) -> None:
+    torch.manual_seed(0)
+    active, values = random_entries(8, 30, density, torch.bfloat16)
+    W, G = torch.randn(30, 5).bfloat16(), torch.randn(8, 5).bfloat16()
+    exact = (values.float(), W.float(), G.float())
+
+    def close(got: Tensor, want: Tensor) -> None:
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got, want.bfloat16())
+
+    close(sparse_decode.sparse_decode(values, active, W),
+          sparse_decode.reference(exact[0], active, exact[1]))  # fmt: skip
+    close(entry_products.entry_products(G, W, active),
+          entry_products.reference(exact[2], exact[1], active))  # fmt: skip
+    for accumulate in (False, True):
+        want = weight_gradient.reference(exact[0], active, exact[2], exact[1].clone(), accumulate)
+        for out in (W.clone(), W.T.contiguous().T):
+            close(weight_gradient.weight_gradient(values, active, G, out, accumulate), want)
+
+
 @few
 @cases
 def test_orders_of_an_active_set(
