@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Array2D, Dataset, Features, IterableDataset
 from safetensors.torch import load_file
 
 from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
@@ -132,6 +132,28 @@ def test_a_streaming_dataset_goes_on_where_it_was(tmp_path: Path, model: Any) ->
         cfg = run_config(tmp_path, n_checkpoints=4,
                          resume_from_checkpoint=str(tmp_path / "run" / name))  # fmt: skip
         assert_same_weights(train(cfg, model, dataset()), whole)
+
+
+def test_batches_that_were_made_ahead_are_not_lost(tmp_path: Path, model: Any) -> None:
+    whole = train(run_config(tmp_path, n_checkpoints=4, prefetch_batches=3), model)
+    for name in checkpoints(tmp_path)[:-1]:
+        cfg = run_config(tmp_path, n_checkpoints=4, prefetch_batches=2,
+                         resume_from_checkpoint=str(tmp_path / "run" / name))  # fmt: skip
+        assert_same_weights(train(cfg, model), whole)
+
+
+def test_a_cache_of_activations_goes_on_at_its_row(tmp_path: Path, model: Any) -> None:
+    hook = "blocks.1.hook_resid_pre"
+    tokens = torch.tensor(token_rows())
+    rows = model.run_with_cache(tokens, names_filter=hook)[1][hook].numpy()
+    features = Features({hook: Array2D((16, 16), "float32")})
+    Dataset.from_dict({hook: rows}, features=features).save_to_disk(tmp_path / "cache")
+    fields = {"use_cached_activations": True, "cached_activations_path": str(tmp_path / "cache"),
+              "n_checkpoints": 4, "log_to_jsonl": None}  # fmt: skip
+    whole = train(run_config(tmp_path, **fields), model)
+    for name in checkpoints(tmp_path)[:-1]:
+        cfg = run_config(tmp_path, resume_from_checkpoint=str(tmp_path / "run" / name), **fields)
+        assert_same_weights(train(cfg, model), whole)
 
 
 def test_the_choice_between_dense_and_sparse_goes_on(
