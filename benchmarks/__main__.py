@@ -311,7 +311,7 @@ def main() -> None:
         options.rounds = 3 if options.quick else 7
     (options.output / "venvs").mkdir(parents=True, exist_ok=True)
     Benchmark(options).run()
-    write_report(options.output / "benchmarks.json", options.output / "benchmarks.svg", None)
+    write_report([options.output / "benchmarks.json"], options.output / "benchmarks.svg", None)
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ class Worker:
     def end(self) -> None:
         """Leave no process behind."""
         self.process.kill()
-        self.process.wait()
+        self.process.communicate()
 
 
 def hold(

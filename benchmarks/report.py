@@ -1,8 +1,9 @@
 """The docs' table and a plot, from what a benchmark run wrote.
 
-    python -m benchmarks.report [bench_output/benchmarks.json] [--docs docs/benchmarks.md]
+    python -m benchmarks.report [bench_output/benchmarks.json ...] [--docs docs/benchmarks.md]
 
-Replaces what stands between two marks in the page; no figure in it is written by hand.
+Replaces what stands between two marks in the page; no figure in it is written by hand. Of several
+runs, each is reported with its own circumstances.
 """
 
 from __future__ import annotations
@@ -162,14 +163,15 @@ def plot(results: dict[str, Any]) -> str:
     )
 
 
-def write_report(source: Path, svg: Path, page: Path | None) -> None:
+def write_report(sources: list[Path], svg: Path, page: Path | None) -> None:
     """Write the plot, and the tables into a page that has the two marks.
 
     Raises:
         ValueError: when the page lacks the marks.
     """
-    results = json.loads(source.read_text(encoding="utf-8"))
-    atomic_write_bytes(svg, plot(results).encode())
+    runs = [json.loads(source.read_text(encoding="utf-8")) for source in sources]
+    with_steps = next((run for run in runs if run.get("step")), runs[0])
+    atomic_write_bytes(svg, plot(with_steps).encode())
     log.info("plot: %s", svg)
     if page is None:
         return
@@ -177,7 +179,8 @@ def write_report(source: Path, svg: Path, page: Path | None) -> None:
     pattern = re.compile(re.escape(BEGIN) + ".*?" + re.escape(END), re.DOTALL)
     if not pattern.search(text):
         raise ValueError(f"{page} lacks the marks {BEGIN} and {END}.")
-    measured = f"{BEGIN}\n\n{markdown(results)}\n\n{END}"
+    tables = "\n\n".join(markdown(run) for run in runs)
+    measured = f"{BEGIN}\n\n{tables}\n\n{END}"
     atomic_write_bytes(page, pattern.sub(lambda _: measured, text).encode())
     log.info("tables: %s", page)
 
@@ -187,12 +190,12 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument(
-        "source", nargs="?", type=Path, default=Path("bench_output/benchmarks.json")
+        "sources", nargs="*", type=Path, default=[Path("bench_output/benchmarks.json")]
     )
     parser.add_argument("--docs", type=Path, default=Path("docs/benchmarks.md"))
     parser.add_argument("--svg", type=Path, default=Path("docs/benchmarks.svg"))
     options = parser.parse_args()
-    write_report(options.source, options.svg, options.docs)
+    write_report(options.sources, options.svg, options.docs)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,87 @@
+"""The benchmark's own machinery: contests between workers, and the report."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.contests import Entry, hold, median, ratio, seconds_per_token
+from benchmarks.environments import Contender
+from benchmarks.report import BEGIN, END, write_report
+
+WORKER = """
+import json, sys, time
+sys.path.insert(0, {folder!r})
+from serving import Server
+server = Server()
+options = json.loads(sys.argv[1])
+if options["family"] == "broken":
+    raise SystemExit("cannot be imported")
+print("a library prints something")
+server.final_values = lambda: {{"version": "1"}}
+tokens = 0
+while True:
+    server.wait_for_request(tokens=tokens)
+    time.sleep(options["seconds"])
+    tokens = 10
+"""
+
+
+def entry(name: str, seconds: float) -> Entry:
+    options = {"family": name, "seconds": seconds}
+    return Entry(Contender(name, name), Path(sys.executable), options)
+
+
+def test_contenders_take_turns_and_a_broken_one_drops_out(tmp_path: Path) -> None:
+    script = tmp_path / "worker.py"
+    script.write_text(WORKER.format(folder=str(Path(__file__).parents[1] / "benchmarks")))
+    entries = [entry("slow", 0.05), entry("broken", 0.0), entry("quick", 0.0)]
+    slow, broken, quick = hold(str(script), entries, 3, 1, threads=1, log_folder=tmp_path / "logs")
+    assert len(slow.units) == len(quick.units) == 3
+    assert median(slow, "wall") >= 0.05  # type: ignore[operator]
+    assert median(slow, "cpu") < 0.05  # type: ignore[operator]
+    assert ratio(median(slow, "wall"), median(quick, "wall")) > 1  # type: ignore[operator]
+    assert seconds_per_token(slow, "wall") >= 0.005  # type: ignore[operator]
+    assert slow.closing["version"] == "1"
+    assert slow.closing["peak_memory_gb"] > 0
+    assert broken.error == "cannot be imported"
+    assert median(broken, "wall") is None
+    assert ratio(median(broken, "wall"), 1.0) is None
+
+
+def results() -> dict[str, object]:
+    about = {
+        "command": "python -m benchmarks --quick", "started": "now", "cpu": "a processor",
+        "cores": 2, "threads": 1, "clock": "cpu", "rounds": 3, "load_before": 0.5, "python": "3",
+        "torch": "torch",
+    }  # fmt: skip
+    case = {
+        "architecture": "topk", "d_in": 8, "d_sae": 16, "l0": 2, "batch": 4,
+        "precision": "float32", "floor_s": 0.001,
+        "results": [
+            {"contender": "ours", "floors": 1.5, "peak_memory_gb": 0.42},
+            {"contender": "other", "floors": None, "error": "no"},
+        ],
+    }  # fmt: skip
+    return {"about": about, "step": [case]}
+
+
+def test_the_report_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
+    source, page, svg = (tmp_path / name for name in ("run.json", "page.md", "plot.svg"))
+    source.write_text(json.dumps(results()))
+    page.write_text(f"before\n{BEGIN}\nold\n{END}\nafter\n")
+    for _ in range(2):
+        write_report([source], svg, page)
+        text = page.read_text()
+    assert text.startswith("before\n")
+    assert text.endswith("after\n")
+    assert "old" not in text
+    assert text.count("| topk | 8 → 16 | 2 | 1 ms | **1.5** (0.4) |  |") == 1
+    assert "processor time" in text
+    assert svg.read_text().startswith("<svg")
+    page.write_text("no marks")
+    with pytest.raises(ValueError, match="lacks the marks"):
+        write_report([source], svg, page)
