@@ -170,6 +170,7 @@ class SAETrainingRunner:
             if self._resumed is not None:
                 restore(trainer, self._resumed)
                 logger.info("Going on from %s.", self._resumed.folder)
+                self._resumed = None  # it holds as much as the SAE and its optimiser
             sae = self.run_trainer_with_interruption_handling(trainer)
             self._save_output(trainer)
         except BaseException as raised:

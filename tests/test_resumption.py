@@ -10,6 +10,7 @@ import torch
 from datasets import Array2D, Dataset, Features, IterableDataset
 from safetensors.torch import load_file
 
+from sae_lens.config.resuming import MAY_DIFFER
 from sae_lens.sae_training_runner import InterruptedException, SAETrainingRunner
 from sae_lens.saes import TrainingSAE
 from sae_lens.training.resume_files import DamagedCheckpointError
@@ -357,3 +358,10 @@ def test_another_sae_is_refused(finished_run: Path, tmp_path: Path, model: Any) 
     )
     with pytest.raises(ValueError, match="same SAE"):
         runner.run()
+
+
+def test_the_documentation_lists_what_may_differ(repository: Path) -> None:
+    text = (repository / "docs" / "resumption.md").read_text()
+    text = text[text.index("### What may differ") : text.index("## Checkpoints")]
+    fields = {name for name in MAY_DIFFER if not name.startswith("_")}
+    assert {name for name in fields if f"`{name}`" not in text} == set()

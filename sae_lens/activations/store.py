@@ -381,8 +381,11 @@ class ActivationsStore(ActivationSource):
             state = load_file(str(file_path))
         except SafetensorError as error:
             raise ValueError(f"{file_path} is no whole safetensors file: {error}.") from error
-        with stumbling_over(file_path, ValueError):
-            self.load_state_dict(state)
+        try:
+            with stumbling_over(file_path, ValueError):
+                self.load_state_dict(state)
+        except KeyError as error:
+            raise ValueError(f"{file_path} lacks {error}, which goes with what it has.") from error
 
     def _get_mixer(self) -> BatchMixer:
         """The mixer with its buffer, made on first use.

@@ -6,7 +6,7 @@ import copy
 import json
 import warnings
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any
 
@@ -121,9 +121,11 @@ def differing_fields(
     differing: dict[str, tuple[Any, Any]] = {}
     for field in fields(cfg):
         name = field.name
-        if name in MAY_DIFFER or name not in now or name not in saved:
+        if name in MAY_DIFFER or name not in now:
             continue
-        before, after = saved[name], now[name]
+        # A checkpoint from before there was such a field was made with what is now its default.
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        before, after = saved.get(name, jsonable(default)), now[name]
         if name in _DEVICES:
             before, after = _device_type(before), _device_type(after)
         elif name == "sae":
