@@ -31,6 +31,8 @@ from sae_lens.lm_saes.checkpoints import (
     save_sae,
 )
 from sae_lens.lm_saes.config import TrainerConfig
+from sae_lens.lm_saes.dead_features import tokens_of_silence
+from sae_lens.lm_saes.gradients import clip_by_norm_per_entry_
 from sae_lens.lm_saes.metrics import GradientMetric, all_metrics
 from sae_lens.saes import TrainingSAE
 from sae_lens.training.loss_schedules import (
@@ -279,22 +281,11 @@ class Trainer:
         return (self.cur_step + 1) % self.cfg.gradient_accumulation_steps == 0
 
     def _clip_if_due(self, adapter: SAEAdapter) -> Tensor | None:
-        """The gradient norm of all but thresholds; gradients above the limit are scaled down.
-
-        The norm is the L2 norm over the root of the number of non-zero entries, so that a limit
-        means the same for any width and sparsity.
-        """
+        """The gradient norm of all but thresholds, which are not clipped either."""
         if not self._is_last_of_accumulation:
             return None
         gradients = [p.grad for p in adapter.parameter_groups()["others"] if p.grad is not None]
-        if not gradients:
-            return None
-        n_nonzero = torch.stack([torch.count_nonzero(g) for g in gradients]).sum().clamp(min=1)
-        norm = torch.stack([g.float().norm() for g in gradients]).norm() / n_nonzero.sqrt()
-        limit = self.cfg.clip_grad_norm
-        if limit > 0 and norm > limit:
-            torch._foreach_mul_(gradients, (limit / (norm + 1e-6)).item())
-        return norm
+        return clip_by_norm_per_entry_(gradients, self.cfg.clip_grad_norm) if gradients else None
 
     def _optimize_if_due(self, sae: TrainingSAE) -> None:
         if self._is_last_of_accumulation:
@@ -338,21 +329,9 @@ class Trainer:
             raise ValueError(
                 "Dead statistics are not initialised; they are when auxk_coefficient is above 0."
             )
-        if len(specs) != feature_acts.ndim or "sae" not in specs:
-            raise ValueError(
-                f"specs {specs} must name each of the {feature_acts.ndim} dimensions, one of them "
-                "'sae'."
-            )
-        acts = feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
-        acts = acts.movedim(specs.index("sae"), -1)
-        if mask is None:
-            n_tokens = acts.shape[:-1].numel()
-        else:
-            acts = acts * mask.unsqueeze(-1).to(acts.dtype)
-            n_tokens = int(mask.sum())
-        activated = acts.reshape(-1, acts.shape[-1]).sum(dim=0) > 0
-        counts = self.tokens_since_last_activation + n_tokens
-        self.tokens_since_last_activation = counts.masked_fill(activated, 0)
+        self.tokens_since_last_activation = tokens_of_silence(
+            self.tokens_since_last_activation, feature_acts, mask, specs
+        )
         self.is_dead = self.tokens_since_last_activation >= self.cfg.dead_threshold
         return self.is_dead
 
