@@ -75,7 +75,9 @@ class StepCase:
 
 def step_cases(options: argparse.Namespace) -> Iterator[StepCase]:
     """The sizes asked for: by default each of three widths and three densities once."""
-    if options.device == "cuda":
+    if options.sizes:
+        sizes = [tuple(int(number) for number in size.split(",")) for size in options.sizes]
+    elif options.device == "cuda":
         sizes = [(768, 24576, 64, 4096), (2304, 24576, 64, 4096), (2304, 131072, 64, 8192)]
     elif options.quick:
         sizes = [(256, 4096, 32, 512)]
@@ -289,6 +291,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="one small size, few rounds")
     parser.add_argument("--full", action="store_true", help="every width with every density")
+    parser.add_argument("--sizes", nargs="+", metavar="D_IN,D_SAE,ACTIVE,BATCH")
     parser.add_argument("--base-case-only", action="store_true", help="the first size alone")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--without", nargs="+", choices=families, default=[])
