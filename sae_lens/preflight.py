@@ -262,10 +262,11 @@ def _look_at_data(report: PreflightReport, cfg: Any, model: Any, store: Any) -> 
     n_prompts = _number_of_prompts(store, stream)
     if n_prompts is not None:
         per_prompt = sliced_length(cfg.context_size, cfg.seqpos_slice)
-        report.n_passes = cfg.total_training_tokens / max(n_prompts * per_prompt, 1)
-        if report.n_passes > 1:
+        n_passes = cfg.total_training_tokens / max(n_prompts * per_prompt, 1)
+        report.n_passes = n_passes
+        if n_passes > 1:
             report.warnings.append(
-                f"The data are passed over {report.n_passes:.1f} times; more data would be better."
+                f"The data are passed over {n_passes:.1f} times; more data would be better."
             )
 
 

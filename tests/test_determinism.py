@@ -25,7 +25,7 @@ from tests.runs import (
 
 pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
 
-SHORT = {"training_tokens": BATCH * 12, "lr_decay_steps": 0}
+SHORT: dict[str, Any] = {"training_tokens": BATCH * 12, "lr_decay_steps": 0}
 
 
 @pytest.fixture(scope="module")

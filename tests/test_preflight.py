@@ -73,7 +73,8 @@ def test_samples_are_decoded_and_bos_is_compared(tmp_path: Path) -> None:
     store = ActivationsStore.from_config(model, cfg, override_dataset=rows)
     (warning,) = preflight(cfg, model, store).warnings
     assert "prepend_bos is true" in warning
-    with_bos = Dataset.from_dict({"tokens": [[model.tokenizer.bos_token_id] + [5] * 31] * 200})
+    bos: Any = model.tokenizer.bos_token_id  # type: ignore[union-attr]
+    with_bos = Dataset.from_dict({"tokens": [[bos, *[5] * 31]] * 200})
     without = embedded_config(tmp_path, prepend_bos=False)
     store = ActivationsStore.from_config(model, without, override_dataset=with_bos)
     (warning,) = preflight(without, model, store).warnings

@@ -82,7 +82,7 @@ def read_cached_rows(
     filled = 0
     # The lists of arrow hold the numbers end to end; decoding them row by row is far slower.
     table: Any = dataset.with_format("arrow", columns=[hook_name])[start:stop]
-    for chunk in table.column(0).chunks:
+    for chunk in _checked(table.column(0)).chunks:
         numbers = chunk.storage.flatten().flatten().to_numpy(zero_copy_only=False)
         rows[filled : filled + len(chunk)] = numbers.reshape(len(chunk), *feature.shape)
         filled += len(chunk)
@@ -101,8 +101,22 @@ def read_cached_token_ids(dataset: Dataset, start: int, stop: int) -> Int[Tensor
             "ids, so it is not known which rows belong to them. Cache them again with token ids, "
             "or set exclude_special_tokens=False."
         )
-    ids = dataset.with_format(None).select_columns([TOKEN_IDS_COLUMN])[start:stop]
-    return torch.tensor(ids[TOKEN_IDS_COLUMN], dtype=torch.long)
+    table: Any = dataset.with_format("arrow", columns=[TOKEN_IDS_COLUMN])[start:stop]
+    return torch.tensor(_checked(table.column(0)).to_pylist(), dtype=torch.long)
+
+
+def _checked(column: Any) -> Any:
+    """The column of a file, after a look whether its parts lie within it.
+
+    With offsets that lead elsewhere arrow would end the process.
+    """
+    try:
+        column.validate(full=True)
+    except Exception as error:
+        raise ValueError(
+            f"The cached activations are damaged ({error}). Make the cache again."
+        ) from error
+    return column
 
 
 class _BitsAsTensors:

@@ -66,6 +66,8 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
         cfg.act_store_device = cfg.device
     if cfg.lr_end is None:
         cfg.lr_end = cfg.lr / 10
+    if "\0" in str(cfg.checkpoint_path):
+        raise ValueError(f"checkpoint_path is {cfg.checkpoint_path!r}; no folder has such a name.")
     _refuse_bad_run_id(cfg.wandb_id)
     if cfg.resume_from_checkpoint is None or cfg.wandb_id is not None:
         # A run that goes on has a folder already; which one, its runner finds out.
