@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -64,6 +65,24 @@ def test_the_report_stands_alone(demo: DemoResult) -> None:
     page = demo.report.read_text("utf-8")
     assert not re.search(r"https?://(?!)|<link|<img|\bsrc=|\bfetch\(", page)
     assert page.count("<figure") == 4 + 2
+
+
+@pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
+def test_the_analysis_section_of_the_readme_runs(
+    demo: DemoResult,
+    repository: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    section = (repository / "README.md").read_text("utf-8").split("## Analyse")[1]
+    code = section.split("```python")[1].split("```")[0]
+    (tmp_path / "demo_output").symlink_to(demo.saes[0].folder.parent)
+    monkeypatch.chdir(tmp_path)
+    few = "n_eval_reconstruction_batches=1, n_eval_sparsity_variance_batches=1"
+    code = code.replace("n_eval_reconstruction_batches=2", few)
+    exec(compile(code, "README.md", "exec"), {})
+    assert 0 < float(capsys.readouterr().out.split()[-1]) < 1
 
 
 @pytest.mark.browser
