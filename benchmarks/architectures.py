@@ -36,7 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "matryoshka_batchtopk": {"k": L0, "matryoshka_widths": [D_SAE // 8, D_SAE // 2, D_SAE]},
     "abstopk": {"k": L0},
     "matching_pursuit": {"max_iterations": L0, "decoder_init_norm": 1.0},
-    "transcoder": {"l1_coefficient": 1.0, **MLP_HOOKS},
+    "transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
     "batchtopk_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_skip_transcoder": {"k": L0, **MLP_HOOKS},
 }
