@@ -12,7 +12,7 @@ from transformer_lens.hook_points import HookedRootModule, HookPoint
 if TYPE_CHECKING:
     from sae_lens.saes.base import SAE
 
-__all__ = ["SAE_HOOK_NAMES", "HookPoint", "HookedRootModule", "hooks_disabled", "has_active_hooks"]
+__all__ = ["SAE_HOOK_NAMES", "HookPoint", "HookedRootModule", "has_active_hooks", "hooks_disabled"]
 
 SAE_HOOK_NAMES = (
     "hook_sae_input",
