@@ -25,7 +25,7 @@ LEGACY_KEYS = {
 }
 
 # What `metadata` of a nested config may say about fields that flat configs have at top level.
-_FACTS = (
+METADATA_FIELDS = (
     "model_name",
     "hook_name",
     "hook_layer",
@@ -95,7 +95,7 @@ def _settle_normalization(flat: dict[str, Any]) -> None:
 def _lift_metadata(flat: dict[str, Any]) -> None:
     """Facts under `metadata` fill missing top-level keys; what is then missing gets a default."""
     metadata = flat["metadata"]
-    for name in _FACTS:
+    for name in METADATA_FIELDS:
         if name not in flat and name in metadata:
             flat[name] = metadata[name]
     if flat.get("k") is not None and "activation_fn_str" not in flat:

@@ -11,21 +11,7 @@ from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from typing import Any
 
-# Facts that are fields of every config.
-METADATA_FIELDS = (
-    "model_name",
-    "hook_name",
-    "hook_layer",
-    "hook_head_index",
-    "prepend_bos",
-    "dataset_path",
-    "dataset_trust_remote_code",
-    "context_size",
-    "neuronpedia_id",
-    "model_from_pretrained_kwargs",
-    "seqpos_slice",
-    "sae_lens_training_version",
-)
+from sae_lens.loading.migrations import METADATA_FIELDS
 
 
 class SAEMetadata:
