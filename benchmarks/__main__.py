@@ -262,7 +262,7 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((line.split(":", 1)[1].strip() for line in lines if "model name" in line), "")
     values = {
-        "command": "python -m benchmarks " + shlex.join(sys.argv[1:]),
+        "command": "python -m benchmarks " + shlex.join(without_paths(sys.argv[1:])),
         "started": datetime.now().astimezone().isoformat("T", "minutes"),
         "cpu": model,
         "cores": os.cpu_count(),
@@ -280,6 +280,17 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
 
         values["gpu"] = torch.cuda.get_device_name()
     return values
+
+
+def without_paths(arguments: list[str]) -> list[str]:
+    """Arguments but for those that name places on this machine."""
+    kept, is_kept = [], True
+    for argument in arguments:
+        if argument.startswith("--"):
+            is_kept = argument not in ("--venv", "--output")
+        if is_kept:
+            kept.append(argument)
+    return kept
 
 
 def main() -> None:

@@ -43,12 +43,14 @@ def about_lines(about: dict[str, Any]) -> str:
     """Command, machine and load."""
     clock = {"wall": "wall-clock time", "cpu": "processor time"}[about["clock"]]
     machine = about.get("gpu") or f"{about['cores']} cores of {about['cpu']}"
+    after = "not noted after it, since the run was ended before all its cases were done"
+    if "load_after" in about:
+        after = f"{about['load_after']} after the run"
     return (
         f"Measured with `{about['command'].strip()}` on {about['started']}, on {machine} "
         f"({about['threads']} threads per contender, {about['torch']}, Python {about['python']}); "
-        f"load of the machine {about['load_before']} before and "
-        f"{about.get('load_after', '?')} after the run. Times are {clock}, medians of "
-        f"{about['rounds']} rounds in which the contenders took turns."
+        f"load of the machine {about['load_before']} before and {after}. Times are {clock}, medians "
+        f"of {about['rounds']} rounds in which the contenders took turns."
     )
 
 
