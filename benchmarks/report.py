@@ -49,8 +49,8 @@ def about_lines(about: dict[str, Any]) -> str:
     return (
         f"Measured with `{about['command'].strip()}` on {about['started']}, on {machine} "
         f"({about['threads']} threads per contender, {about['torch']}, Python {about['python']}); "
-        f"load of the machine {about['load_before']} before and {after}. Times are {clock}, medians "
-        f"of {about['rounds']} rounds in which the contenders took turns."
+        f"load of the machine {about['load_before']} before and {after}. Times are {clock}, "
+        f"medians of {about['rounds']} rounds in which the contenders took turns."
     )
 
 
