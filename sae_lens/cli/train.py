@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     resume = getattr(args, "resume", None)
     if resume is not None and resume.lower() not in ("true", "false"):
         args.resume_from_checkpoint = resume
-        del args.resume
+        delattr(args, "resume")
     cfg = read_config(args, LanguageModelSAERunnerConfig)
     if args.dry_run:
         print_config(cfg)
