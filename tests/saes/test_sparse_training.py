@@ -228,7 +228,8 @@ def test_listeners_noise_and_overridden_formulas_get_the_dense_form() -> None:
     assert not is_sparse(make_training_sae(noise_scale=0.1).train())
     assert is_sparse(make_training_sae(noise_scale=0.1).eval())
     assert not is_sparse(make_training_sae(activation_fn_str="topk", activation_fn_kwargs={"k": 3}))
-    assert not is_sparse(make_training_sae(dtype="bfloat16"))
+    assert is_sparse(make_training_sae(dtype="bfloat16"))
+    assert not is_sparse(make_training_sae(dtype="float16"))
 
     class Doubled(TrainingSAE):
         def decode(self, feature_acts: Tensor) -> Tensor:
