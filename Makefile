@@ -59,10 +59,11 @@ build: $(STAMP) ## Build the wheel and the source archive
 	$(BIN)/python -m build
 
 lock: $(STAMP) ## Resolve the pinned set again, for all supported Pythons
-	@# The GPU companions of torch are left out: pip adds what the chosen torch build asks for.
+	@# The GPU libraries of torch are left out: pip adds what the chosen torch build asks for. Triton
+	@# stays, at torch's own version, since its kernels are tested in its interpreter without a GPU.
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command "make lock" requirements-dev.in -o requirements-dev.lock
-	sed -i.bak -E '/^(-e |nvidia-|triton|cuda-)/d' requirements-dev.lock && rm requirements-dev.lock.bak
+	sed -i.bak -E '/^(-e |nvidia-|cuda-)/d' requirements-dev.lock && rm requirements-dev.lock.bak
 
 clean: ## Remove what the targets made, but .venv
 	rm -rf build dist site demo_output bench_output .pytest_cache .ruff_cache .hypothesis
