@@ -1,22 +1,20 @@
 """`SAETrainer`: from batches of activations to a trained SAE.
 
-`fit` is the loop and `_train_step` the mathematics of one step. Statistics, logging, checkpoints,
-evaluations and interruptions are objects or functions of their own, which the loop calls.
+`fit` is the loop and `_train_step` the mathematics of one step. What is logged and evaluated is in
+`trainer_reports`, checkpoints and resumption in `trainer_state`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens._version import __version__
 from sae_lens.errors import DataSourceError
@@ -24,12 +22,11 @@ from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.training_step import reported_features
 from sae_lens.training.active_features import (
     ActiveFeatures,
-    checkpoint_tokens,
     chosen_optimizer,
     step_schedule,
 )
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
-from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
+from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.finetuning import (
     FINETUNING_PARAMETERS,
@@ -41,10 +38,6 @@ from sae_lens.training.interruptions import IterationGuard
 from sae_lens.training.log_values import (
     _log_feature_sparsity,
     _unwrap_item,
-    density_values,
-    loss_values,
-    reconstruction_values,
-    weight_values,
 )
 from sae_lens.training.loggers import make_logger
 from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
@@ -54,19 +47,15 @@ from sae_lens.training.optim import (
     gradient_norm,
     make_optimizer,
 )
-from sae_lens.training.resumption import capture, restore
-from sae_lens.training.rewinding import rewind
-from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
-from sae_lens.training.sources import ActivationScaler, pause_prefetching
-from sae_lens.training.statistic_names import FiringStatisticsNames
 from sae_lens.training.statistics import FiringStatistics
 from sae_lens.training.trainer_checkpoints import logging_config, save_without_runner
 from sae_lens.training.trainer_parts import (
     make_coefficient_schedulers,
     make_lr_scheduler,
-    remade_lr_scheduler,
     trainer_parts,
 )
+from sae_lens.training.trainer_reports import TrainerReports
+from sae_lens.training.trainer_state import TrainerState
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +82,7 @@ class SaveCheckpointFn(Protocol):
         ...
 
 
-class SAETrainer(FiringStatisticsNames):
+class SAETrainer(TrainerReports, TrainerState):
     """Trains an SAE: `fit()` returns it.
 
     A trainer is made in one of two ways:
@@ -323,6 +312,13 @@ class SAETrainer(FiringStatisticsNames):
         of_sae = getattr(self.sae.cfg, "normalize_sae_decoder", False)
         return bool(getattr(self.cfg, "normalize_sae_decoder", of_sae))
 
+    def _make_optimizer(self) -> torch.optim.Optimizer:
+        cfg, choice = self.cfg, self.features.features.optimizer
+        if choice is None:
+            return make_optimizer(self.sae.parameters(), cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
+        betas = (cfg.adam_beta1, cfg.adam_beta2)
+        return chosen_optimizer(choice, self.sae.parameters(), cfg.lr, betas)
+
     def _finish_weights(self) -> None:
         """Bring the weights to the form in which they are saved and returned.
 
@@ -347,229 +343,6 @@ class SAETrainer(FiringStatisticsNames):
         if self._finetuning_method is not None:
             leave_only_trainable(self.sae, self._finetuning_method)
             self.finetuning = True
-
-    # -- statistics -------------------------------------------------------------------------------
-
-    @property
-    def dead_neurons(self) -> Bool[Tensor, " d_sae"]:
-        """Which features have been silent for more than the dead-feature window."""
-        return self.statistics.silent_for_more_than(self.cfg.dead_feature_window)
-
-    @property
-    def current_l1_coefficient(self) -> float:
-        """The sparsity coefficient of the next step."""
-        return self.l1_scheduler.current_l1_coefficient * self.features.coefficient_scale
-
-    def _reset_running_sparsity_stats(self) -> None:
-        self.statistics.reset_window()
-
-    # -- logging ----------------------------------------------------------------------------------
-
-    def _is_due(self, every_n_steps: int) -> bool:
-        return (self.n_training_steps + 1) % every_n_steps == 0
-
-    def _log_train_step(self, step_output: TrainStepOutput) -> None:
-        if self._is_due(self.cfg.wandb_log_frequency):
-            self._nonfinite.check()
-            values = self._build_train_step_log_dict(step_output, self.n_training_tokens)
-            self.logger.log(values, step=self.n_training_steps)
-
-    def _build_train_step_log_dict(
-        self, output: TrainStepOutput, n_training_tokens: int
-    ) -> dict[str, Any]:
-        # By now the schedule has moved on: the loss was made with the coefficient before.
-        used = self._l1_coefficient_used
-        used = self.current_l1_coefficient if used is None else used
-        return {
-            **loss_values(output.loss, output.losses, used),
-            **reconstruction_values(output),
-            **{f"metrics/{name}": _unwrap_item(value) for name, value in output.metrics.items()},
-            "sparsity/mean_passes_since_fired": self.n_forward_passes_since_fired.mean().item(),
-            "sparsity/dead_features": self.dead_neurons.sum().item(),
-            "details/current_learning_rate": self.optimizer.param_groups[0]["lr"],
-            "details/current_l1_coefficient": self.current_l1_coefficient,
-            "details/n_training_tokens": n_training_tokens,
-            **self.features.metrics(),
-        }
-
-    def _build_sparsity_log_dict(self) -> dict[str, Any]:
-        threshold = getattr(self.cfg, "dead_feature_threshold", 1e-8)
-        return density_values(self.feature_sparsity, threshold)
-
-    @torch.no_grad()
-    def _run_and_log_evals(self) -> None:
-        every = self.cfg.wandb_log_frequency * self.cfg.eval_every_n_wandb_logs
-        is_wanted = self.logger.is_active or self._policy.best_metric is not None
-        if self.evaluator is None or not is_wanted or not self._is_due(every):
-            return
-        self.sae.eval()
-        pause_prefetching(self.activations_store)  # the evaluator uses the model
-        # Whether there are evaluations must not change the random numbers of the training.
-        devices = [self.sae.device] if self.sae.device.type == "cuda" else []
-        with torch.random.fork_rng(devices=devices):
-            metrics = self.evaluator(
-                self.sae, self.activations_store, ActivationScaler(self.source)
-            )
-        if self.logger.is_active:
-            self.logger.log({**metrics, **weight_values(self.sae)}, step=self.n_training_steps)
-        self._policy.take_evaluation(metrics)
-        self.sae.train()
-
-    @property
-    def trainer_eval_config(self) -> Any:
-        """The `EvalConfig` of evaluations during training; None when the evaluator has none."""
-        return getattr(self.evaluator, "eval_config", None)
-
-    @trainer_eval_config.setter
-    def trainer_eval_config(self, value: Any) -> None:
-        self.evaluator.eval_config = value  # type: ignore[union-attr]
-
-    def _progress_bar(self) -> tqdm:
-        return tqdm(
-            total=self.cfg.total_training_tokens,
-            initial=self.n_training_tokens,
-            desc="Training SAE",
-            disable=not getattr(self.cfg, "verbose", True),
-        )
-
-    def _update_pbar(
-        self, step_output: TrainStepOutput, pbar: tqdm, update_interval: int = 100
-    ) -> None:
-        if self.n_training_steps % update_interval == 0:
-            losses = " | ".join(
-                f"{name}: {_unwrap_item(loss):.5f}" for name, loss in step_output.losses.items()
-            )
-            pbar.set_description(f"{self.n_training_steps}| {losses}")
-            pbar.update(update_interval * self.cfg.train_batch_size_tokens)
-
-    # -- checkpoints and state --------------------------------------------------------------------
-
-    def _checkpoint_thresholds(self) -> list[int]:
-        cfg = self.cfg
-        by_logarithm = checkpoint_tokens(
-            self.features.features,
-            cfg.total_training_tokens,
-            cfg.train_batch_size_tokens,
-            cfg.n_checkpoints,
-        )
-        if by_logarithm is not None:
-            return by_logarithm
-        return checkpoint_thresholds(cfg.total_training_tokens, cfg.n_checkpoints)
-
-    def _make_optimizer(self) -> torch.optim.Optimizer:
-        cfg, choice = self.cfg, self.features.features.optimizer
-        if choice is None:
-            return make_optimizer(self.sae.parameters(), cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
-        betas = (cfg.adam_beta1, cfg.adam_beta2)
-        return chosen_optimizer(choice, self.sae.parameters(), cfg.lr, betas)
-
-    def _checkpoint_if_needed(self) -> None:
-        if not self.features.completes_update(self.n_training_steps - 1):
-            return  # checkpoints do not hold gradients that are still adding up
-        is_due = self._policy.is_time() | self._guard.take_checkpoint_request()
-        if self.checkpoint_thresholds and self.n_training_tokens > self.checkpoint_thresholds[0]:
-            self.checkpoint_thresholds.pop(0)
-            is_due = True
-        if is_due:
-            self._save_on_the_way(str(self.n_training_tokens))
-        if self._policy.take_best():
-            self._save_on_the_way(BEST_NAME)
-
-    def _save_on_the_way(self, name: str) -> None:
-        """Save a checkpoint; a full disk, say, does not end a run that could do without it."""
-        if self._on_nan == "rewind":
-            try:
-                self._nonfinite.check()
-            except NonFiniteLossError as error:
-                return self._rewind(error)
-        self._nonfinite.check()
-        self._guard.is_in_step = True
-        try:
-            self.save_checkpoint(trainer=self, checkpoint_name=name)
-        except OSError as error:
-            logger.error("Checkpoint %s was not saved, and training goes on: %s", name, error)
-        self._policy.start_clock()
-        return None
-
-    def _rewind(self, error: NonFiniteLossError) -> None:
-        # The state that is gone back to holds a count of its own.
-        rewind(self, error)
-        self._nonfinite.forget()
-
-    def resume_state(self) -> dict[str, Any] | None:
-        """What a checkpoint needs for the run to go on from it; None in the middle of a step."""
-        if self._state_before_finishing is not None:
-            return self._state_before_finishing
-        return self._resume_state() if self._guard.is_in_step else None
-
-    def _resume_state(self, copies_weights: bool = False) -> dict[str, Any] | None:
-        if not hasattr(self.activations_store, "load"):
-            return None  # nobody could find the place in the data again
-        state = capture(self)
-        if copies_weights:
-            state["sae"] = {name: tensor.clone() for name, tensor in state["sae"].items()}
-        return state
-
-    def resume(self, checkpoint: str | Path) -> None:
-        """Go on from a checkpoint of a trainer that was made in the same way.
-
-        Args:
-            checkpoint: its folder, or that of its run.
-
-        Raises:
-            FileNotFoundError: when there is nothing to go on from.
-            DamagedCheckpointError: when a file of it is missing or has changed.
-            ValueError: when it is of another SAE.
-        """
-        restore(self, open_checkpoint(checkpoint))
-
-    def remake_lr_scheduler(self) -> None:
-        """Make the schedule of the learning rate anew for the config's length."""
-        self.lr_scheduler = remade_lr_scheduler(self.optimizer, self.cfg, self.n_training_steps)
-
-    @contextmanager
-    def _saving_when_not_finite(self) -> Iterator[None]:
-        try:
-            yield
-        except NonFiniteLossError:
-            self.save_checkpoint(trainer=self, checkpoint_name=str(self.n_training_tokens))
-            raise
-
-    def state_dict(self) -> dict[str, Any]:
-        """What of the trainer changes during training, besides the SAE and the source."""
-        return {
-            **{name: getattr(self, name) for name in _COUNTERS},
-            "rewinds": dict(self.rewinds),
-            "best": self._policy.best_value,
-            "checkpoint_thresholds": list(self.checkpoint_thresholds),
-            **{name: getattr(self, name).state_dict() for name in _STATEFUL_PARTS},
-            "coefficient_schedulers": {
-                name: scheduler.state_dict()
-                for name, scheduler in self.coefficient_schedulers.items()
-            },
-        }
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a `state_dict`; the SAE and the source are restored beside it."""
-        for name in _COUNTERS:
-            setattr(self, name, state[name])
-        self.rewinds = dict(state.get("rewinds", {}))
-        self._policy.best_value = state.get("best")
-        self.checkpoint_thresholds = list(state["checkpoint_thresholds"])
-        for name in _STATEFUL_PARTS:
-            if name in state:  # older checkpoints know no features
-                getattr(self, name).load_state_dict(state[name])
-        for name, scheduler in self.coefficient_schedulers.items():
-            scheduler.load_state_dict(state["coefficient_schedulers"][name])
-        if self.finetuning and self._finetuning_method is not None:
-            leave_only_trainable(self.sae, self._finetuning_method)
-
-
-_COUNTERS = (
-    "n_training_steps", "n_training_tokens", "started_fine_tuning", "finetuning",
-    "weights_are_final",
-)  # fmt: skip
-_STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger", "features")
 
 
 def _update_sae_lens_training_version(sae: TrainingSAE) -> None:

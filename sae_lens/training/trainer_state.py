@@ -1,0 +1,169 @@
+"""When a trainer writes checkpoints, what state is in them, and how it goes on from one."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.training.active_features import ActiveFeatures, checkpoint_tokens
+from sae_lens.training.checkpoint_policy import CheckpointPolicy
+from sae_lens.training.checkpoints import checkpoint_thresholds
+from sae_lens.training.finetuning import leave_only_trainable
+from sae_lens.training.interruptions import IterationGuard
+from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
+from sae_lens.training.optim import L1Scheduler
+from sae_lens.training.resumption import capture, restore
+from sae_lens.training.rewinding import rewind
+from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
+from sae_lens.training.trainer_parts import remade_lr_scheduler
+
+logger = logging.getLogger(__name__)
+
+_COUNTERS = (
+    "n_training_steps", "n_training_tokens", "started_fine_tuning", "finetuning",
+    "weights_are_final",
+)  # fmt: skip
+_STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger", "features")
+
+
+class TrainerState:
+    """The part of a trainer that saves it and brings it back."""
+
+    sae: TrainingSAE
+    cfg: Any
+    activations_store: Any
+    save_checkpoint: Any
+    features: ActiveFeatures
+    optimizer: torch.optim.Optimizer
+    lr_scheduler: Any
+    coefficient_schedulers: dict[str, L1Scheduler]
+    n_training_steps: int
+    n_training_tokens: int
+    checkpoint_thresholds: list[int]
+    rewinds: dict[str, Any]
+    finetuning: bool
+    _finetuning_method: str | None
+    _on_nan: str
+    _policy: CheckpointPolicy
+    _guard: IterationGuard
+    _nonfinite: NonFiniteWatch
+    _state_before_finishing: dict[str, Any] | None
+
+    def _checkpoint_thresholds(self) -> list[int]:
+        cfg = self.cfg
+        by_logarithm = checkpoint_tokens(
+            self.features.features,
+            cfg.total_training_tokens,
+            cfg.train_batch_size_tokens,
+            cfg.n_checkpoints,
+        )
+        if by_logarithm is not None:
+            return by_logarithm
+        return checkpoint_thresholds(cfg.total_training_tokens, cfg.n_checkpoints)
+
+    def _checkpoint_if_needed(self) -> None:
+        if not self.features.completes_update(self.n_training_steps - 1):
+            return  # checkpoints do not hold gradients that are still adding up
+        is_due = self._policy.is_time() | self._guard.take_checkpoint_request()
+        if self.checkpoint_thresholds and self.n_training_tokens > self.checkpoint_thresholds[0]:
+            self.checkpoint_thresholds.pop(0)
+            is_due = True
+        if is_due:
+            self._save_on_the_way(str(self.n_training_tokens))
+        if self._policy.take_best():
+            self._save_on_the_way(BEST_NAME)
+
+    def _save_on_the_way(self, name: str) -> None:
+        """Save a checkpoint; a full disk, say, does not end a run that could do without it."""
+        if self._on_nan == "rewind":
+            try:
+                self._nonfinite.check()
+            except NonFiniteLossError as error:
+                return self._rewind(error)
+        self._nonfinite.check()
+        self._guard.is_in_step = True
+        try:
+            self.save_checkpoint(trainer=self, checkpoint_name=name)
+        except OSError as error:
+            logger.error("Checkpoint %s was not saved, and training goes on: %s", name, error)
+        self._policy.start_clock()
+        return None
+
+    def _rewind(self, error: NonFiniteLossError) -> None:
+        # The state that is gone back to holds a count of its own.
+        rewind(self, error)
+        self._nonfinite.forget()
+
+    def resume_state(self) -> dict[str, Any] | None:
+        """What a checkpoint needs for the run to go on from it; None in the middle of a step."""
+        if self._state_before_finishing is not None:
+            return self._state_before_finishing
+        return self._resume_state() if self._guard.is_in_step else None
+
+    def _resume_state(self, copies_weights: bool = False) -> dict[str, Any] | None:
+        if not hasattr(self.activations_store, "load"):
+            return None  # nobody could find the place in the data again
+        state = capture(self)
+        if copies_weights:
+            state["sae"] = {name: tensor.clone() for name, tensor in state["sae"].items()}
+        return state
+
+    def resume(self, checkpoint: str | Path) -> None:
+        """Go on from a checkpoint of a trainer that was made in the same way.
+
+        Args:
+            checkpoint: its folder, or that of its run.
+
+        Raises:
+            FileNotFoundError: when there is nothing to go on from.
+            DamagedCheckpointError: when a file of it is missing or has changed.
+            ValueError: when it is of another SAE.
+        """
+        restore(self, open_checkpoint(checkpoint))
+
+    def remake_lr_scheduler(self) -> None:
+        """Make the schedule of the learning rate anew for the config's length."""
+        self.lr_scheduler = remade_lr_scheduler(self.optimizer, self.cfg, self.n_training_steps)
+
+    @contextmanager
+    def _saving_when_not_finite(self) -> Iterator[None]:
+        try:
+            yield
+        except NonFiniteLossError:
+            self.save_checkpoint(trainer=self, checkpoint_name=str(self.n_training_tokens))
+            raise
+
+    def state_dict(self) -> dict[str, Any]:
+        """What of the trainer changes during training, besides the SAE and the source."""
+        return {
+            **{name: getattr(self, name) for name in _COUNTERS},
+            "rewinds": dict(self.rewinds),
+            "best": self._policy.best_value,
+            "checkpoint_thresholds": list(self.checkpoint_thresholds),
+            **{name: getattr(self, name).state_dict() for name in _STATEFUL_PARTS},
+            "coefficient_schedulers": {
+                name: scheduler.state_dict()
+                for name, scheduler in self.coefficient_schedulers.items()
+            },
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`; the SAE and the source are restored beside it."""
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        self.rewinds = dict(state.get("rewinds", {}))
+        self._policy.best_value = state.get("best")
+        self.checkpoint_thresholds = list(state["checkpoint_thresholds"])
+        for name in _STATEFUL_PARTS:
+            if name in state:  # older checkpoints know no features
+                getattr(self, name).load_state_dict(state[name])
+        for name, scheduler in self.coefficient_schedulers.items():
+            scheduler.load_state_dict(state["coefficient_schedulers"][name])
+        if self.finetuning and self._finetuning_method is not None:
+            leave_only_trainable(self.sae, self._finetuning_method)
