@@ -32,7 +32,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from sae_lens.activations.datasets_loading import load_text_dataset
+from sae_lens.activations.datasets_loading import load_text_dataset, split_held_out
 from sae_lens.activations.model_adapters import model_device
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.scaling import EXPECTED_AVERAGE
@@ -55,7 +55,6 @@ from sae_lens.analysis.eval_tokens import (
     not_ignored,
     nothing_left,
     scaling_for,
-    split_held_out,
     token_batches,
     trained_positions,
 )

@@ -234,9 +234,9 @@ class SAETrainingRunner:
             self.sae.initialize_b_dec_with_mean(sample.cpu())
 
     def _make_evaluator(self) -> InModelEvaluator:
-        from sae_lens.evals import run_evals
-
-        return InModelEvaluator(self.model, self.cfg, run_evals=run_evals)
+        evaluator = InModelEvaluator(self.model, self.cfg)
+        evaluator.prepare(self.activations_store)
+        return evaluator
 
     def _compile_if_needed(self) -> None:
         """Compile model and SAE as the config asks, before anything is built on them."""

@@ -50,6 +50,7 @@ class PairedActivationsStore(ActivationsStore):
         settings = settings_from_runner_config(model, cfg, override_dataset)
         store = cls(model, hook_name_out=cfg.sae.hook_name_out, d_out=cfg.sae.d_out, **settings)
         store._require_model_fits()
+        store.hold_out(cfg.eval_held_out_rows)
         return store
 
     @torch.no_grad()

@@ -165,6 +165,7 @@ class ActivationsStore(ActivationSource):
         store = cls(model, **settings_from_runner_config(model, cfg, override_dataset))
         if store.cached_activations_path is None:
             store._require_model_fits()
+        store.hold_out(cfg.eval_held_out_rows)
         return store
 
     @classmethod

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_lens.activations.datasets_loading import (
     load_text_dataset,
+    split_held_out,
     validate_pretokenized_dataset_tokenizer,
 )
 from sae_lens.activations.model_adapters import model_device, vocabulary_size
@@ -55,6 +56,7 @@ class TokenSource:
         self.device = torch.device(device)
         self.dataset_trust_remote_code = dataset_trust_remote_code
         self.disable_concat_sequences = disable_concat_sequences
+        self.held_out: Any = None
         self._open_dataset(dataset)
         self._rewind_tokens()
 
@@ -126,6 +128,22 @@ class TokenSource:
         self.iterable_dataset = iter(own_pass(self.dataset))
         self._stream = None
         self._held_rows = []
+
+    def hold_out(self, n_rows: int) -> None:
+        """Set the first rows of the data aside as `held_out`, and read the others from their start.
+
+        Args:
+            n_rows: how many rows of the dataset; 0 sets none aside.
+
+        Raises:
+            ValueError: when none would be left.
+        """
+        if n_rows == 0:
+            return
+        self.pause_prefetching()
+        self.dataset, self.held_out = split_held_out(self.dataset, n_rows)
+        self.iterable_dataset = iter(own_pass(self.dataset))
+        self._rewind_tokens()
 
     def _iterate_raw_dataset(self) -> Generator[Any, None, None]:
         """The values of the dataset's column."""

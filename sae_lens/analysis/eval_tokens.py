@@ -111,33 +111,6 @@ def scaling_for(store: Any, sae: Any) -> Scaling:
     return Scaling(store.apply_norm_scaling_factor, store.unscale)
 
 
-def split_held_out(dataset: Any, n_rows: int) -> tuple[Any, Any]:
-    """Set the first `n_rows` rows of a dataset aside.
-
-    Args:
-        dataset: a `datasets.Dataset` or `IterableDataset`.
-        n_rows: how many rows to hold out.
-
-    Returns:
-        (the rest, to train on; the rows held out).
-
-    Raises:
-        ValueError: when nothing would be left, or nothing is held out.
-    """
-    if n_rows < 1:
-        raise ValueError(f"n_rows is {n_rows}; hold out at least one row.")
-    if hasattr(dataset, "select"):
-        if n_rows >= len(dataset):
-            raise ValueError(
-                f"Cannot hold out {n_rows} of {len(dataset)} rows: none would be left to train on."
-            )
-        return (
-            dataset.select(range(n_rows, len(dataset))),
-            dataset.select(range(n_rows)),
-        )
-    return dataset.skip(n_rows), dataset.take(n_rows)
-
-
 class FixedTokens:
     """The same prompts again and again, with the methods of a store that evaluations use."""
 

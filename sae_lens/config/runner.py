@@ -162,9 +162,11 @@ class LanguageModelSAERunnerConfig:
         keep_best_metric: keep a checkpoint "best" of the evaluation in which this metric was best,
             such as model_performance_preservation/ce_loss_score.
         keep_best_mode: max or min, whichever is best.
-        eval_dataset_path: held-out data for the evaluations during training; when None, they read
-            the training data from the start.
+        eval_dataset_path: other data for the evaluations during training, tokenised once. Without
+            them and without eval_held_out_rows, evaluations read the training data from the start.
         eval_dataset_split: which split of it.
+        eval_held_out_rows: so many rows at the dataset's start are kept from training and serve
+            these evaluations instead.
         on_nan: when a loss is not finite: stop after a checkpoint, skip_batch, or rewind to the
             last checkpoint and go on with other data.
         auto_batch: when the language model runs out of memory, run its batches in halves; the
@@ -288,6 +290,7 @@ class LanguageModelSAERunnerConfig:
     keep_best_mode: str = field(default="max", kw_only=True)
     eval_dataset_path: str | None = field(default=None, kw_only=True)
     eval_dataset_split: str = field(default="train", kw_only=True)
+    eval_held_out_rows: int = field(default=0, kw_only=True)
     on_nan: str = field(default="stop", kw_only=True)
     auto_batch: bool = field(default=False, kw_only=True)
     features: dict[str, Any] | None = dict_field(None, kw_only=True)  # noqa: RUF009

@@ -46,6 +46,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
     if "hook_layer" not in named:
         cfg.hook_layer = layer_of(cfg.hook_name)
     _refuse_resume(cfg)
+    _refuse_two_kinds_of_held_out_data(cfg)
     if cfg.use_cached_activations and cfg.cached_activations_path is None:
         cfg.cached_activations_path = _default_cached_activations_path(
             cfg.dataset_path, cfg.model_name, cfg.hook_name, cfg.hook_head_index
@@ -284,6 +285,24 @@ def _refuse_bad_token_ids(exclude_special_tokens: Any) -> None:
         raise ValueError(
             f"exclude_special_tokens is {exclude_special_tokens!r}; it must be True, False or a "
             "list of token ids (integers)."
+        )
+
+
+def _refuse_two_kinds_of_held_out_data(cfg: Any) -> None:
+    n_rows = cfg.eval_held_out_rows
+    if not isinstance(n_rows, int) or n_rows < 0:
+        raise ValueError(
+            f"eval_held_out_rows is {n_rows!r}; it must be a number of rows, 0 for none."
+        )
+    if n_rows and cfg.eval_dataset_path is not None:
+        raise ValueError(
+            f"eval_held_out_rows={n_rows} and eval_dataset_path={cfg.eval_dataset_path!r} both say "
+            "what evaluations read; give one of them."
+        )
+    if n_rows and cfg.use_cached_activations:
+        raise ValueError(
+            f"eval_held_out_rows={n_rows} cannot be kept from a cache that already holds their "
+            "activations; give other data as eval_dataset_path."
         )
 
 
