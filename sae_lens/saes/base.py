@@ -27,21 +27,21 @@ from sae_lens.saes.hooks import (
     has_active_hooks,
     hooks_disabled,
 )
+from sae_lens.saes.linear_maps import LinearMaps
 from sae_lens.saes.normalization import NormStats, denormalize, normalize
 from sae_lens.saes.placement import Placement
 from sae_lens.saes.saving import Saving
 from sae_lens.saes.weights import (
     constant_parameter,
-    decoder_norms_for_folding,
+    divisors,
     fold_activation_scale_,
-    fold_decoder_norms_,
     kaiming_parameter,
 )
 
 logger = logging.getLogger(__name__)
 
 
-class SAE(HeadReshaping, Placement, Saving, HookedRootModule):
+class SAE(LinearMaps, HeadReshaping, Placement, Saving, HookedRootModule):
     """A sparse autoencoder: `d_in` activations to `d_sae` features and back.
 
     Args:
@@ -151,7 +151,8 @@ class SAE(HeadReshaping, Placement, Saving, HookedRootModule):
         Raises:
             ValueError: when the normalisation needs an `encode` first.
         """
-        recons = self.apply_finetuning_scaling_factor(feature_acts) @ self.W_dec + self.b_dec
+        scaled = self.apply_finetuning_scaling_factor(feature_acts)
+        recons = self.linear_decode(scaled) + self.b_dec
         recons = self.run_time_activation_norm_fn_out(self.hook_sae_recons(recons))
         return self.reshape_fn_out(recons, self.d_head)
 
@@ -210,8 +211,7 @@ class SAE(HeadReshaping, Placement, Saving, HookedRootModule):
 
     def _fold_decoder_norms(self, *per_feature: Tensor) -> None:
         with torch.no_grad():
-            norms = decoder_norms_for_folding(self.W_dec.data)
-            fold_decoder_norms_(norms, self.W_enc.data, self.W_dec.data, *per_feature)
+            self.divide_decoder_(divisors(self.decoder_norms()), *per_feature)
 
     def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> None:
         """Make an SAE trained on scaled activations work on raw ones, in place.

@@ -27,7 +27,6 @@ from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
 from sae_lens.saes.sparse_training import (
     dead_features,
-    entries_above,
     hidden_pre_of,
     scaled_for_decoding,
 )
@@ -38,7 +37,7 @@ from sae_lens.saes.training import (
     TrainStepInput,
 )
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
-from sae_lens.saes.weights import constant_parameter, decoder_norms_for_folding, row_norms
+from sae_lens.saes.weights import constant_parameter, divisors
 
 # Files may hold thresholds of 0, whose logarithm is not finite.
 _SMALLEST_THRESHOLD = 1e-30
@@ -104,7 +103,7 @@ class JumpReLUSAE(SAE):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of `x`, [..., d_in] to [..., d_sae]."""
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         above = (hidden_pre > self.threshold).to(hidden_pre.dtype)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * above)
 
@@ -140,7 +139,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
     def encode_for_training(self, x: Tensor) -> TrainingEncoding:
         """Features with pseudo-gradients for the thresholds, and noised pre-activations."""
         hidden_pre = self.add_noise(
-            self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+            self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         )
         jump = JumpReLUThroughInput if self._ste_to_input() else JumpReLU
         features = jump.apply(hidden_pre, self.threshold, self.bandwidth)
@@ -177,7 +176,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
     def _sparsity_loss(self, coefficient: float, encoding: TrainingEncoding) -> Tensor:
         mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
         if mode == "tanh":
-            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_acts * row_norms(self.W_dec)
+            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_acts * self.decoder_norms()
             return (coefficient * torch.tanh(scaled).sum(dim=-1)).mean()
         step_fn = StepThroughInput if self._ste_to_input() else Step
         l0 = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth).sum(dim=-1)
@@ -189,7 +188,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
     def _pre_act_loss(self, hidden_pre: Tensor, dead_neuron_mask: Tensor | None) -> Tensor:
         if dead_neuron_mask is None:
             return hidden_pre.new_zeros(())
-        below = torch.relu(self.threshold - hidden_pre) * dead_neuron_mask * row_norms(self.W_dec)
+        below = torch.relu(self.threshold - hidden_pre) * dead_neuron_mask * self.decoder_norms()
         return self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
 
     def has_sparse_form(self) -> bool:
@@ -216,7 +215,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
 
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
         """Entries above the threshold, or close enough for a pseudo-gradient."""
-        active, hidden = entries_above(self, x, self.b_enc, self._lowest_with_gradient())
+        active, hidden = self.entries_above(x, self._lowest_with_gradient())
         jump = JumpReLUThroughInput if self._ste_to_input() else JumpReLU
         features = jump.apply(hidden, self.threshold[active.cols], self.bandwidth).to(hidden.dtype)
         decoded = scaled_for_decoding(self, features, active.cols)
@@ -270,7 +269,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         if self.form == "v6":
             self._fold_decoder_norms(self.b_enc.data, self.threshold.data)
             return
-        norms = decoder_norms_for_folding(self.W_dec.data)
+        norms = divisors(self.decoder_norms())
         self._fold_decoder_norms(self.b_enc.data)
         self.log_threshold.data += norms.log()
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_lens.kernels.active_entries import ActiveEntries, active_entries
 from sae_lens.kernels.active_set import ActiveSet
-from sae_lens.kernels.autograd import hidden_at_entries, sparse_decode_with_norms
+from sae_lens.kernels.autograd import hidden_at_entries
 from sae_lens.kernels.dispatch import has_sparse_kernels, is_worth_choosing
 from sae_lens.saes.hooks import has_active_hooks
 from sae_lens.saes.training_step import (
@@ -35,6 +35,10 @@ if TYPE_CHECKING:
 _DENSE_FORMULAS = (
     "encode_for_training",
     "auxiliary_losses",
+    "linear_encode",
+    "linear_decode",
+    "decoder_norms",
+    "split_batch",
     "decode",
     "process_sae_in",
     "reshape_fn_in",
@@ -66,6 +70,7 @@ def may_be_sparse(sae: TrainingSAE, step: TrainStepInput) -> bool:
         )
         and _formulas_are_the_architectures(type(sae))
         and sae.has_sparse_form()
+        and sae.loss_terms(step).has_sparse_form()
         and has_sparse_kernels(sae.device, sae.dtype)
         and not has_active_hooks(sae)
         and not sae._forward_is_noisy()
@@ -85,20 +90,20 @@ def _formulas_are_the_architectures(sae_class: type) -> bool:
     return False
 
 
-def sparse_training_pass(sae: TrainingSAE, step: TrainStepInput) -> TrainStepOutput:
-    """Features, reconstruction and loss of one batch, at active entries."""
-    x = sae.reshape_fn_in(step.sae_in.to(sae.dtype))
+def sparse_training_pass(
+    sae: TrainingSAE, step: TrainStepInput, sae_in: Float[Tensor, "batch d_in"]
+) -> TrainStepOutput:
+    """Features of `sae_in`, reconstruction of `step.sae_in` and loss, at active entries."""
+    x = sae.reshape_fn_in(sae_in.to(sae.dtype))
     x = sae.run_time_activation_norm_fn_in(x)
+    terms = sae.loss_terms(step)
     encoding = sae.sparse_encode_for_training(x)
     active = encoding.active
     sae._sparse_choice.observe(active.density)
 
-    decoded = sparse_decode_with_norms(
+    decoded = sae.sparse_decode(
         torch.stack([v for v in (encoding.decoded_values, encoding.gate_values) if v is not None]),
-        sae.W_dec,
         active,
-        sae._workspace,
-        with_norms=sae.needs_decoder_norms(),
     )
     sae_out = finish_decoding(sae, decoded.recons[0])
     decoding = SparseTrainingDecoding(
@@ -109,7 +114,7 @@ def sparse_training_pass(sae: TrainingSAE, step: TrainStepInput) -> TrainStepOut
     )
     per_item_mse_loss = sae.mse_loss_fn(sae_out, step.sae_in)
     losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
-    losses |= sae.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
+    losses |= terms.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
     loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
     given: dict[str, Any] = {
         "sae_in": step.sae_in,
@@ -127,7 +132,7 @@ def sparse_training_pass(sae: TrainingSAE, step: TrainStepInput) -> TrainStepOut
         hidden_pre = active.sparse_coo(encoding.hidden_values)
         return TrainStepOutput(feature_acts=features, hidden_pre=hidden_pre, **given)
     # Nobody asked for a sparse tensor, so nobody need know how to use one.
-    return SparseTrainStepOutput(features, partial(_all_hidden_pre, sae, step.sae_in), **given)
+    return SparseTrainStepOutput(features, partial(_all_hidden_pre, sae, sae_in), **given)
 
 
 def _all_hidden_pre(sae: TrainingSAE, x: Tensor) -> Float[Tensor, "batch d_sae"]:
@@ -204,4 +209,4 @@ def hidden_pre_of(
     sae: TrainingSAE, x: Float[Tensor, "batch d_in"], features: Int[Tensor, " n"]
 ) -> Float[Tensor, "batch n"]:
     """Pre-activations of some features, dense and differentiable."""
-    return centred(sae, x) @ sae.W_enc[:, features] + sae.b_enc[features]
+    return sae.linear_encode_some(centred(sae, x), features)

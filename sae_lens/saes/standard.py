@@ -21,14 +21,12 @@ from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEC
 from sae_lens.saes.losses import ghost_out_loss, lp_sparsity, lp_sparsity_of_entries
 from sae_lens.saes.sparse_training import (
     dead_features,
-    entries_above,
     hidden_pre_of,
     scaled_for_decoding,
 )
 from sae_lens.saes.sparsity_losses import SPARSITY_LOSSES, SparsityLossName, sparsity_loss
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
-from sae_lens.saes.weights import row_norms
 
 
 @dataclass(kw_only=True)
@@ -78,7 +76,7 @@ class StandardSAE(SAE):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of `x`, [..., d_in] to [..., d_sae]."""
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre))
 
 
@@ -94,7 +92,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
     def encode_for_training(self, x: Tensor) -> TrainingEncoding:
         """Features and noised pre-activations."""
         hidden_pre = self.add_noise(
-            self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+            self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         )
         return TrainingEncoding(self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre)
 
@@ -108,7 +106,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         """`l1_loss`, and `ghost_grad_loss` when asked for."""
         weighted = encoding.feature_acts
         if self.cfg.scale_sparsity_penalty_by_decoder_norm:
-            weighted = weighted * row_norms(self.W_dec)
+            weighted = weighted * self.decoder_norms()
         if self._sparsity_loss == "power":
             sparsity = lp_sparsity(weighted, self.cfg.lp_norm)
         else:
@@ -149,7 +147,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
         """Entries with a positive pre-activation."""
         lower = torch.zeros_like(self.b_enc)
-        active, hidden = entries_above(self, x, self.b_enc, lower)
+        active, hidden = self.entries_above(x, lower)
         features = self.activation_fn(hidden)
         decoded = scaled_for_decoding(self, features, active.cols)
         return SparseTrainingEncoding(active, features, hidden, decoded)
@@ -174,7 +172,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
             if dead is not None:
                 ghost_acts = torch.exp(hidden_pre_of(self, decoding.processed_in, dead))
                 losses["ghost_grad_loss"] = ghost_out_loss(
-                    ghost_acts @ self.W_dec[dead],
+                    self.linear_decode_some(ghost_acts, dead),
                     step.sae_in,
                     sae_out,
                     per_item_mse_loss,

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, cast
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.kernels.active_entries import ActiveEntries
+from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
@@ -36,7 +38,7 @@ from sae_lens.saes.sparse_training import (
 )
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
-from sae_lens.saes.weights import decoder_norms_for_folding, fold_decoder_norms_, row_norms
+from sae_lens.saes.weights import decoder_norms_for_folding, divisors, fold_decoder_norms_
 
 
 @dataclass(kw_only=True)
@@ -109,9 +111,9 @@ class TopKSAE(SAE):
 
     def rescaled_hidden_pre(self, x: Tensor) -> Tensor:
         """Pre-activations of `x`, times the decoder norms when rescaling; fires the hook."""
-        hidden_pre = self.process_sae_in(x) @ self.W_enc + self.b_enc
+        hidden_pre = self.linear_encode(self.process_sae_in(x))
         if self.rescales_acts:
-            hidden_pre = hidden_pre * row_norms(self.W_dec)
+            hidden_pre = hidden_pre * self.decoder_norms()
         return self.hook_sae_acts_pre(hidden_pre)
 
     def encode(self, x: Tensor) -> Tensor:
@@ -122,20 +124,20 @@ class TopKSAE(SAE):
         """What is decoded: features times the fine-tuned factor, over the norms when rescaling."""
         feature_acts = super().apply_finetuning_scaling_factor(feature_acts)
         if self.rescales_acts:
-            feature_acts = feature_acts / decoder_norms_for_folding(self.W_dec)
+            feature_acts = feature_acts / divisors(self.decoder_norms())
         return feature_acts
 
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:
         """Unit decoder rows. Exact when rescaling; otherwise the selection may change (warned)."""
-        norms = decoder_norms_for_folding(self.W_dec.data)
+        norms = divisors(self.decoder_norms())
         unit = torch.allclose(norms, torch.ones_like(norms), atol=1e-5)
         if not self.rescales_acts and not unit:
             logger.warning(
                 "Folding decoder norms into a topk SAE changes which k features are the largest; "
                 "reconstructions stay the same only where the selection does."
             )
-        fold_decoder_norms_(norms, self.W_enc.data, self.W_dec.data, self.b_enc.data)
+        self.divide_decoder_(norms, self.b_enc.data)
 
     def process_state_dict_for_saving(self, state_dict: dict[str, Any]) -> None:
         """Fold the norms of a rescaling SAE, since readers of flat files do not know the option."""
@@ -202,8 +204,8 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         if not v6:
             return scale * (self.decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
         if self.rescales_acts:
-            aux_acts = aux_acts / decoder_norms_for_folding(self.W_dec)
-        loss = (aux_acts @ self.W_dec - residual).pow(2).sum(dim=-1).mean()
+            aux_acts = aux_acts / divisors(self.decoder_norms())
+        loss = (self.linear_decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
         return self.cfg.aux_loss_coefficient * scale * loss
 
     # -- the sparse form --------------------------------------------------------------------------
@@ -235,6 +237,13 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
             workspace=self._workspace,
         )
 
+    def _selected_entries(
+        self, x: Tensor, scale: Tensor | None
+    ) -> tuple[ActiveSet, Float[Tensor, " nnz"]]:
+        with torch.no_grad():
+            found = self._find_entries(centred(self, x), scale)
+        return found.active, with_gradient(self, x, self.b_enc, found)
+
     def selected_features(self, hidden_pre: Tensor) -> Tensor:
         """Features from pre-activations that were selected."""
         return torch.relu(hidden_pre)
@@ -246,10 +255,8 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         for decoding, so that values and gradients of the reconstruction do not depend on the norm.
         """
         with torch.no_grad():
-            norms = row_norms(self.W_dec) if self.rescales_acts else None
-            found = self._find_entries(centred(self, x), norms)
-        active = found.active
-        hidden = with_gradient(self, x, self.b_enc, found)
+            norms = self.decoder_norms() if self.rescales_acts else None
+        active, hidden = self._selected_entries(x, norms)
         features = self.selected_features(hidden)
         decoded = scaled_for_decoding(self, features, active.cols)
         if norms is not None:
@@ -270,20 +277,21 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         if dead is None:
             return {"auxiliary_reconstruction_loss": decoding.sae_out.new_zeros(())}
         v6 = self.form == "v6"
-        k_full = (self.cfg.d_in if v6 else self.cfg.d_sae) // 2
+        k_full = (decoding.sae_out.shape[-1] if v6 else self.cfg.d_sae) // 2
         scale = min(len(dead) / k_full, 1.0)
-        W_dead = self.W_dec[dead]
         hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
         # as for the features themselves, the norm matters for the selection alone
         rank = hidden_pre.detach()
         if self.rescales_acts:
-            norms = row_norms(W_dead.detach())
+            with torch.no_grad():
+                norms = self.decoder_norms(dead)
             rank, hidden_pre = rank * norms, hidden_pre * (norms > 0)
         rank = self.selection_rank(rank)
         chosen = torch.topk(rank, min(k_full, len(dead)), dim=-1, sorted=False).indices
         acts = torch.zeros_like(hidden_pre).scatter(-1, chosen, hidden_pre.gather(-1, chosen))
         residual = (step.sae_in - decoding.sae_out).detach()
-        recons = scaled_for_decoding(self, acts, dead) @ W_dead if not v6 else acts @ W_dead
+        decoded = acts if v6 else scaled_for_decoding(self, acts, dead)
+        recons = self.linear_decode_some(decoded, dead)
         if not v6:
             recons = finish_decoding(self, recons)
         loss = scale * (recons - residual).pow(2).sum(dim=-1).mean()

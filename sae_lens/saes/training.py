@@ -9,7 +9,7 @@ Two forms of formulas exist, told apart by `cfg.form`: "v5" (flat configs and ru
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,6 +18,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.constants import FILE_FORMAT_VERSION
+from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.autograd import Decoded, sparse_decode_with_norms
 from sae_lens.kernels.dispatch import SparseChoice, SparseKernels
 from sae_lens.kernels.workspace import Workspace
 from sae_lens.registry import SAE_CLASSES, get_sae_training_class
@@ -26,11 +28,13 @@ from sae_lens.saes.config import SAEConfig, TrainingSAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
 from sae_lens.saes.sparse_training import (
+    entries_above,
     may_be_sparse,
     measure_density,
     sparse_training_pass,
 )
 from sae_lens.saes.training_step import (
+    LossTerms,
     SparseTrainingDecoding,
     SparseTrainingEncoding,
     TrainingEncoding,
@@ -131,6 +135,23 @@ class TrainingSAE(SAE):
         """All terms of the loss besides `mse_loss`, by name."""
         raise NotImplementedError
 
+    def loss_terms(self, step: TrainStepInput) -> LossTerms:
+        """What makes the terms of a step's loss: the step says, or it is this SAE."""
+        return self if step.terms is None else step.terms
+
+    def input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What of a training batch is encoded, and what is to be reconstructed: here the same."""
+        return batch, batch
+
+    def hidden_pre_of_features(self, x: Tensor, features: Tensor) -> Tensor:
+        """Pre-activations of some features, which decide whether they fire.
+
+        Args:
+            x: activations, cast and normalised, but not centred.
+            features: their indices, ascending.
+        """
+        return hidden_pre_of(self, x, features)
+
     # -- what an architecture with a sparse form fills in besides ---------------------------------
 
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
@@ -150,6 +171,17 @@ class TrainingSAE(SAE):
     ) -> dict[str, Tensor]:
         """The same terms as `auxiliary_losses`."""
         raise NotImplementedError
+
+    def entries_above(
+        self, x: Float[Tensor, "batch d_in"], lower: Float[Tensor, " d_sae"]
+    ) -> tuple[ActiveSet, Float[Tensor, " nnz"]]:
+        """Entries whose pre-activation exceeds `lower`, and the pre-activations there."""
+        return entries_above(self, x, self.b_enc, lower)
+
+    def sparse_decode(self, values: Float[Tensor, "sets nnz"], active: ActiveSet) -> Decoded:
+        """What values at the entries sum up to, and the decoder norms if the losses need them."""
+        norms = self.needs_decoder_norms()
+        return sparse_decode_with_norms(values, self.W_dec, active, self._workspace, norms)
 
     def has_sparse_form(self) -> bool:
         """Whether this architecture has a sparse form under its config's settings."""
@@ -219,15 +251,18 @@ class TrainingSAE(SAE):
             step_input: the `TrainStepInput`, by keyword.
         """
         step = as_step_input(sae_in, current_l1_coefficient, dead_neuron_mask, step_input)
+        x, target = self.split_batch(step.sae_in)
+        step = step if target is step.sae_in else replace(step, sae_in=target)
         self.prepare_training_pass()
         is_open = may_be_sparse(self, step)
         if is_open and self._sparse_choice.choose(self.expected_density(len(step.sae_in))):
-            return sparse_training_pass(self, step)
-        encoding = self.encode_for_training(step.sae_in)
+            return sparse_training_pass(self, step, x)
+        encoding = self.encode_for_training(x)
         sae_out = self.decode(encoding.feature_acts)
         per_item_mse_loss = self.mse_loss_fn(sae_out, step.sae_in)
         losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
-        losses |= self.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
+        terms = self.loss_terms(step)
+        losses |= terms.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
         loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
         metrics = self.training_metrics()
         if is_open:
@@ -241,6 +276,10 @@ class TrainingSAE(SAE):
             losses=losses,
             metrics=metrics,
         )
+
+    def split_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        """What is encoded and what is to be reconstructed: for an SAE the same."""
+        return batch, batch
 
     def prepare_training_pass(self) -> None:
         """What must hold of the parameters before a pass (constraints)."""

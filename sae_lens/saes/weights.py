@@ -69,7 +69,11 @@ def unit_rows_(W_dec: Float[Tensor, "d_sae d_in"], norm: float = 1.0) -> None:
 
 def decoder_norms_for_folding(W_dec: Float[Tensor, "d_sae d_in"]) -> Float[Tensor, " d_sae"]:
     """Row norms to fold out of the decoder; 1 where a row is zero, which leaves it alone."""
-    norms = row_norms(W_dec)
+    return divisors(row_norms(W_dec))
+
+
+def divisors(norms: Float[Tensor, " d_sae"]) -> Float[Tensor, " d_sae"]:
+    """Norms to divide by; 1 where a norm is zero."""
     return torch.where(norms > 0, norms, torch.ones_like(norms))
 
 
