@@ -15,6 +15,24 @@ from sae_lens.saes.abs_topk import (
 from sae_lens.saes.base import SAE
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.config import SAEConfig, SAEMetadata, TrainingSAEConfig
+from sae_lens.saes.crosscoder import (
+    Crosscoder,
+    CrosscoderConfig,
+    JumpReLUCrosscoder,
+    JumpReLUCrosscoderConfig,
+    TopKCrosscoder,
+    TopKCrosscoderConfig,
+)
+from sae_lens.saes.crosscoder_training import (
+    BatchTopKCrosscoderTrainingConfig,
+    BatchTopKCrosscoderTrainingSAE,
+    CrosscoderTrainingConfig,
+    CrosscoderTrainingSAE,
+    JumpReLUCrosscoderTrainingConfig,
+    JumpReLUCrosscoderTrainingSAE,
+    TopKCrosscoderTrainingConfig,
+    TopKCrosscoderTrainingSAE,
+)
 from sae_lens.saes.gated import (
     GatedSAE,
     GatedSAEConfig,
@@ -83,21 +101,30 @@ from sae_lens.saes.transcoder_training import (
 )
 
 __all__ = [
-    "SAE",
     "AbsTopKSAE",
     "AbsTopKSAEConfig",
     "AbsTopKTrainingSAE",
     "AbsTopKTrainingSAEConfig",
+    "BatchTopKCrosscoderTrainingConfig",
+    "BatchTopKCrosscoderTrainingSAE",
     "BatchTopKSkipTranscoderTrainingConfig",
     "BatchTopKSkipTranscoderTrainingSAE",
     "BatchTopKTrainingSAE",
     "BatchTopKTrainingSAEConfig",
     "BatchTopKTranscoderTrainingConfig",
     "BatchTopKTranscoderTrainingSAE",
+    "Crosscoder",
+    "CrosscoderConfig",
+    "CrosscoderTrainingConfig",
+    "CrosscoderTrainingSAE",
     "GatedSAE",
     "GatedSAEConfig",
     "GatedTrainingSAE",
     "GatedTrainingSAEConfig",
+    "JumpReLUCrosscoder",
+    "JumpReLUCrosscoderConfig",
+    "JumpReLUCrosscoderTrainingConfig",
+    "JumpReLUCrosscoderTrainingSAE",
     "JumpReLUSAE",
     "JumpReLUSAEConfig",
     "JumpReLUSkipTranscoder",
@@ -116,6 +143,7 @@ __all__ = [
     "MatchingPursuitTrainingSAEConfig",
     "MatryoshkaBatchTopKTrainingSAE",
     "MatryoshkaBatchTopKTrainingSAEConfig",
+    "SAE",
     "SAEConfig",
     "SAEMetadata",
     "SkipTranscoder",
@@ -128,6 +156,10 @@ __all__ = [
     "StandardTrainingSAEConfig",
     "TemporalSAE",
     "TemporalSAEConfig",
+    "TopKCrosscoder",
+    "TopKCrosscoderConfig",
+    "TopKCrosscoderTrainingConfig",
+    "TopKCrosscoderTrainingSAE",
     "TopKSAE",
     "TopKSAEConfig",
     "TopKSkipTranscoderTrainingConfig",

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sae_lens.errors import SAELoadError, stumbling_over
 from sae_lens.loading.disk import sae_lens_disk_loader
-from sae_lens.loading.inference_form import inference_form
-from sae_lens.registry import get_sae_class
+from sae_lens.loading.inference_form import BATCH_ARCHITECTURES, inference_form
+from sae_lens.registry import SAE_CLASSES, SAE_TRAINING_CLASSES, get_sae_class
 from sae_lens.saes.config import SAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.weights import weights_without_values
@@ -135,7 +135,18 @@ class Saving(nn.Module):
         cls, cfg_dict: dict[str, Any], state_dict: dict[str, Tensor], source: str
     ) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """What a file says of the SAE as this kind of class has it."""
-        return inference_form(cfg_dict, state_dict, source)
+        architecture = str(cfg_dict.get("architecture"))
+        if architecture in (*SAE_CLASSES, *BATCH_ARCHITECTURES):
+            return inference_form(cfg_dict, state_dict, source)
+        registered = SAE_TRAINING_CLASSES.get(architecture)
+        if registered is None:
+            return cfg_dict, state_dict
+        # Of one that is only trained under this name, its own class knows what it becomes.
+        metadata = {**(cfg_dict.get("metadata") or {}), "training_architecture": architecture}
+        trained = registered.sae_class.from_components(
+            {**cfg_dict, "metadata": metadata}, state_dict, source
+        )
+        return trained.inference_components()
 
     def _check_tensors(self, state_dict: dict[str, Tensor], source: str) -> None:
         expected = {name: tuple(tensor.shape) for name, tensor in self.state_dict().items()}
