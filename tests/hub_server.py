@@ -1,7 +1,7 @@
 """A small Hugging Face hub in this process, for the real client library.
 
-It knows model repositories with branches and speaks what loading and uploading need: file
-metadata, `resolve` with ranges and ETags (large files by redirect, as the hub does it), tree
+It knows model and dataset repositories with branches and speaks what loading and uploading need:
+file metadata, `resolve` with ranges and ETags (large files by redirect, as the hub does it), tree
 listing, creation of repositories and branches, and commits (preupload, LFS batch, upload, commit).
 Faults can be injected by path. Everything is kept in memory; requests are recorded.
 """
@@ -19,7 +19,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-LARGE_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin")
+LARGE_SUFFIXES = (".safetensors", ".npz", ".pt", ".pth", ".bin", ".parquet")
 
 
 def git_hash(data: bytes) -> str:
@@ -162,6 +162,9 @@ class _Answer(Exception):
 class _Handler(BaseHTTPRequestHandler):
     server_hub: HubServer
     protocol_version = "HTTP/1.1"
+    # An answer is one packet, and goes out at once: waiting for more would cost 40 ms each time.
+    disable_nagle_algorithm = True
+    wbufsize = -1
 
     def log_message(self, *_: Any) -> None:
         """Silence."""
@@ -225,7 +228,9 @@ class _Handler(BaseHTTPRequestHandler):
     # -- routes ----------------------------------------------------------------------------------
 
     def _answer(self, path: str, query: dict[str, list[str]], token: str | None) -> _Answer:
-        name = r"(?P<repo>[^/]+/[^/]+)"
+        # A dataset's name is kept with the prefix that its addresses have.
+        path = re.sub(r"^/api/datasets/(\w[^/]*/[^/]+)", r"/api/models/datasets/\1", path)
+        name = r"(?P<repo>(datasets/)?[^/]+/[^/]+)"
         routes: list[tuple[str, str, Callable[..., _Answer]]] = [
             ("GET", r"/api/whoami-v2", self._whoami),
             ("POST", r"/api/validate-yaml", self._validate),
@@ -236,6 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
             ("POST", rf"/{name}\.git/info/lfs/objects/batch", self._batch),
             ("GET", rf"/api/models/{name}(/revision/(?P<revision>.+))?", self._info),
             ("GET", rf"/api/models/{name}/tree/(?P<revision>[^/]+)(/(?P<folder>.*))?", self._tree),
+            ("POST", rf"/api/models/{name}/paths-info/(?P<revision>[^/]+)", self._paths),
             ("POST", rf"/api/models/{name}/branch/(?P<branch>.+)", self._branch),
             ("POST", rf"/api/models/{name}/preupload/(?P<revision>.+)", self._preupload),
             ("POST", rf"/api/models/{name}/commit/(?P<revision>.+)", self._commit),
@@ -277,7 +283,8 @@ class _Handler(BaseHTTPRequestHandler):
         if hub.token is not None and token != hub.token:
             return _Answer(401, {"error": "Unauthorized"})
         asked = json.loads(self.body)
-        repo = f"{asked.get('organization') or 'tester'}/{asked['name']}"
+        prefix = "datasets/" if asked.get("type") == "dataset" else ""
+        repo = f"{prefix}{asked.get('organization') or 'tester'}/{asked['name']}"
         if repo in hub.repositories:
             return _Answer(409, {"error": "exists", "url": f"{hub.url}/{repo}"})
         private = asked.get("private") or asked.get("visibility") == "private"
@@ -290,13 +297,25 @@ class _Handler(BaseHTTPRequestHandler):
         info = {"id": repo, "modelId": repo, "sha": oid, "siblings": siblings, "private": False}
         return _Answer(200, {**info, "tags": [], "downloads": 0, "likes": 0})
 
-    def _tree(self, repo: str, revision: str, token: str | None, **_: Any) -> _Answer:
-        files = self._files(repo, revision, token)[1]
+    def _tree(
+        self, repo: str, revision: str, token: str | None, folder: str | None = None, **_: Any
+    ) -> _Answer:
+        oid, files = self._files(repo, revision, token)
+        if folder:
+            files = {name: data for name, data in files.items() if name.startswith(f"{folder}/")}
+            if not files:
+                raise _Answer(404, {}, X_Error_Code="EntryNotFound", X_Repo_Commit=oid)
+        # Folders are not listed: the clients under test ask for files.
         entries = [
             {"type": "file", "path": name, "size": len(data), "oid": git_hash(data)}
             for name, data in files.items()
         ]
         return _Answer(200, entries)
+
+    def _paths(self, repo: str, revision: str, token: str | None, **_: Any) -> _Answer:
+        wanted = parse_qs(self.body.decode()).get("paths", [])
+        entries = self._tree(repo, revision, token).body
+        return _Answer(200, [entry for entry in entries if entry["path"] in wanted])
 
     def _resolve(self, repo: str, revision: str, file: str, token: str | None, **_: Any) -> _Answer:
         oid, files = self._files(repo, revision, token)

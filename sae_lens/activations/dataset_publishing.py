@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sized
 from typing import TYPE_CHECKING, Any
+
+from sae_lens.activations.retrying import is_of_the_network
 
 if TYPE_CHECKING:
     from datasets import Dataset, IterableDataset
@@ -27,7 +30,8 @@ def push_dataset(
         dataset: what to push.
         api: the hub.
         repo_id: the dataset repository, made when it does not exist.
-        num_shards: files in it; None leaves that to the datasets library.
+        num_shards: files in it, no more than there are rows; None leaves that to the datasets
+            library.
         private: whether a new repository is private.
         revision: branch.
         description: content of the JSON file.
@@ -41,6 +45,8 @@ def push_dataset(
     """
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
+    if num_shards is not None and isinstance(dataset, Sized):
+        num_shards = min(num_shards, len(dataset))
     text = json.dumps(description, indent=2, ensure_ascii=False, default=str)
     try:
         dataset.push_to_hub(repo_id, num_shards=num_shards, private=private, revision=revision)
@@ -55,7 +61,9 @@ def push_dataset(
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", None)
         raise _explained(repo_id, status, kept_at) from error
-    except (ConnectionError, OfflineModeIsEnabled) as error:
+    except Exception as error:
+        if not (isinstance(error, OfflineModeIsEnabled) or is_of_the_network(error)):
+            raise
         raise _explained(repo_id, None, kept_at) from error
 
 

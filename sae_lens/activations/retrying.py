@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from sae_lens.breaking_off import is_request_to_stop, may_be_broken_off
 from sae_lens.errors import DataSourceError
 
 logger = logging.getLogger(__name__)
@@ -18,7 +19,7 @@ WAITS: tuple[float, ...] = (1, 3, 8, 20, 40)
 # be installed.
 _NETWORK_MODULES = ("requests", "urllib3", "httpx", "httpcore", "aiohttp", "http.client", "fsspec")
 _NETWORK_NAMES = ("HfHubHTTPError", "ConnectionError", "TimeoutError", "ServerDisconnectedError",
-                  "ClientError", "IncompleteRead", "FSTimeoutError")  # fmt: skip
+                  "ClientError", "IncompleteRead", "FSTimeoutError", "TransportError")  # fmt: skip
 _ANSWERS_WORTH_ANOTHER_TRY = (408, 409, 425, 429)
 
 
@@ -72,10 +73,13 @@ class RetryingIterator:
                 if self._items is None and self._reopen is not None:
                     self._items = self._reopen()
                 assert self._items is not None
-                return next(self._items)
+                with may_be_broken_off():
+                    return next(self._items)
             except StopIteration:
                 raise
             except Exception as error:
+                if is_request_to_stop(error):
+                    raise
                 # A generator that raised is over; the next attempt needs a new one.
                 self._items = None
                 if wait is None or self._reopen is None or not is_of_the_network(error):
@@ -86,5 +90,6 @@ class RetryingIterator:
                     "Reading %s failed (%s: %s); trying again in %s s.",
                     self._what, type(error).__name__, error, wait,
                 )  # fmt: skip
-                time.sleep(wait)
+                with may_be_broken_off():
+                    time.sleep(wait)
         raise AssertionError("the last attempt returns or raises")

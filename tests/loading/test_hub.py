@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import huggingface_hub
 import pytest
 import torch
 from huggingface_hub import constants as hub_constants
@@ -20,6 +19,7 @@ from sae_lens.loading import directory, hub
 from sae_lens.loading.load import get_conversion_loader_name, load_sae_config_from_huggingface
 from sae_lens.loading.publish import upload_saes_to_huggingface
 from sae_lens.saes import SAE, StandardSAE, StandardSAEConfig, TopKSAE, TopKSAEConfig
+from tests.hub_client import point_client_at, reset_sessions
 from tests.hub_server import Fault, HubServer
 from tests.loading.synthetic import (
     CHECKPOINTS,
@@ -36,45 +36,13 @@ from tests.loading.synthetic import (
 from tests.loading.test_converters import Malicious
 
 
-def point_client_at(url: str, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What HF_ENDPOINT, HF_HUB_CACHE and HF_HUB_OFFLINE=0 do when they are set before import."""
-    monkeypatch.setattr(hub_constants, "ENDPOINT", url)
-    template = url + "/{repo_id}/resolve/{revision}/{filename}"
-    for module in (hub_constants, huggingface_hub.file_download):
-        if hasattr(module, "HUGGINGFACE_CO_URL_TEMPLATE"):
-            monkeypatch.setattr(module, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-    monkeypatch.setattr(hub_constants, "HF_HUB_CACHE", str(cache))
-    monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(hub_constants, "HF_HUB_ETAG_TIMEOUT", 5)
-    monkeypatch.setattr(hub_constants, "HF_HUB_DISABLE_XET", True, raising=False)
-    monkeypatch.setattr(hub.HfApi, "__init__", _api_at(url))
-    _reset_sessions()
-
-
-def _api_at(url: str) -> Callable[..., None]:
-    original = huggingface_hub.HfApi.__init__
-
-    def init(self: huggingface_hub.HfApi, endpoint: str | None = None, **options: object) -> None:
-        original(self, endpoint=endpoint or url, **options)  # type: ignore[arg-type]
-
-    return init
-
-
-def _reset_sessions() -> None:
-    from huggingface_hub import utils
-
-    for name in ("reset_sessions", "close_session"):
-        if hasattr(utils, name):
-            getattr(utils, name)()
-
-
 @pytest.fixture
 def server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(hub.time, "sleep", lambda _seconds: None)
     with HubServer() as running:
         point_client_at(running.url, tmp_path / "cache", monkeypatch)
         yield running
-    _reset_sessions()
+    reset_sessions()
 
 
 def publish(server: HubServer, make: Callable[[Path], Checkpoint], root: Path) -> Checkpoint:
@@ -152,7 +120,7 @@ def test_offline_mode_reads_the_cache_and_explains_what_is_missing(
     load(checkpoint.repo_id, checkpoint.path)
     asked = len(server.requests)
     monkeypatch.setattr(hub_constants, "HF_HUB_OFFLINE", True)
-    _reset_sessions()
+    reset_sessions()
     load(checkpoint.repo_id, checkpoint.path)
     assert len(server.requests) == asked
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set"):
