@@ -22,7 +22,7 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
-from sae_lens.saes.sparse_training import entries_above, scaled_for_decoding
+from sae_lens.saes.sparse_training import centred, entries_above, scaled_for_decoding
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import row_norms
@@ -136,6 +136,10 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         """Open gates, whether the magnitude is positive or not."""
         assert encoding.gate_pre is not None
         return (encoding.gate_pre > 0).sum()
+
+    def hidden_pre_of_features(self, x: Tensor, features: Tensor) -> Tensor:
+        """Pre-activations of the gate."""
+        return centred(self, x) @ self.W_enc[:, features] + self.b_gate[features]
 
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
         """Entries with an open gate, which is where either path has a gradient."""

@@ -70,34 +70,22 @@ def sparsity_loss(
     raise ValueError(f"Unknown sparsity loss {kind!r}; allowed are power, tanh and tanh-quad.")
 
 
-def dead_feature_reconstruction_loss(
-    residual: Float[Tensor, "batch d_out"],
-    hidden_pre: Float[Tensor, "batch n_dead"],
-    W_dec: Float[Tensor, "n_dead d_out"],
-    k: int,
-    select_by_decoder_norm: bool,
-) -> Float[Tensor, ""]:
-    """Aux-k for any activation function: dead features model what is left over.
+def largest_dead_acts(
+    hidden_pre: Float[Tensor, "batch n_dead"], k: int, norms: Float[Tensor, " n_dead"] | None
+) -> Float[Tensor, "batch n_dead"]:
+    """Aux-k's activations, for any activation function: what dead features model a residual with.
 
-    Gao et al. 2024 (arXiv:2406.04093), section 2.4 and appendix A.2: the `k` largest
-    pre-activations of each token, through ReLU, without bias. Thresholds are left out, as a dead
-    feature does not pass its own. The residual carries no gradient, so only the dead features given
-    here learn.
+    Gao et al. 2024 (arXiv:2406.04093): the `k` largest pre-activations of each token, through ReLU.
+    Thresholds are left out, as a dead feature does not pass its own.
 
     Args:
-        residual: what the reconstruction misses.
         hidden_pre: pre-activations of the dead features.
-        W_dec: their decoder rows.
         k: how many of them model each token.
-        select_by_decoder_norm: rank by pre-activation times row norm.
+        norms: their decoder norms, to rank by pre-activation times norm; None ranks without.
     """
-    k = min(k, hidden_pre.shape[-1])
-    if k == 0:
-        return residual.new_zeros(())
     rank = hidden_pre.detach()
-    if select_by_decoder_norm:
-        rank = rank * W_dec.detach().norm(dim=-1)
-    chosen = torch.topk(rank, k, dim=-1, sorted=False).indices
+    if norms is not None:
+        rank = rank * norms
+    chosen = torch.topk(rank, min(k, rank.shape[-1]), dim=-1, sorted=False).indices
     values = torch.relu(hidden_pre.gather(-1, chosen))
-    acts = torch.zeros_like(hidden_pre).scatter(-1, chosen, values)
-    return (residual.detach() - acts @ W_dec).pow(2).sum(dim=-1).mean()
+    return torch.zeros_like(hidden_pre).scatter(-1, chosen, values)

@@ -29,6 +29,7 @@ from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
 from sae_lens.saes.sparse_training import (
     entries_above,
+    hidden_pre_of,
     may_be_sparse,
     measure_density,
     sparse_training_pass,
@@ -138,10 +139,6 @@ class TrainingSAE(SAE):
     def loss_terms(self, step: TrainStepInput) -> LossTerms:
         """What makes the terms of a step's loss: the step says, or it is this SAE."""
         return self if step.terms is None else step.terms
-
-    def input_and_target(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        """What of a training batch is encoded, and what is to be reconstructed: here the same."""
-        return batch, batch
 
     def hidden_pre_of_features(self, x: Tensor, features: Tensor) -> Tensor:
         """Pre-activations of some features, which decide whether they fire.

@@ -4,12 +4,43 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens.kernels.active_set import ActiveSet
+
+
+class LossTerms(Protocol):
+    """All terms of a loss besides `mse_loss`, in a dense form and one of active entries.
+
+    A training SAE is one. Another can take its place in a step, to change or extend the loss.
+    """
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """The terms by name, from all features."""
+        ...
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """The same terms, from active entries."""
+        ...
+
+    def has_sparse_form(self) -> bool:
+        """Whether the second method can be called."""
+        ...
 
 
 @dataclass
@@ -22,6 +53,7 @@ class TrainStepInput:
         dead_neuron_mask: bool [d_sae], or None.
         n_training_steps: steps already taken.
         is_logging_step: whether this step's metrics will be read.
+        terms: what makes the loss's terms besides `mse_loss`; the SAE itself when None.
     """
 
     sae_in: Float[Tensor, "batch d_in"]
@@ -29,6 +61,7 @@ class TrainStepInput:
     dead_neuron_mask: Bool[Tensor, " d_sae"] | None = None
     n_training_steps: int = 0
     is_logging_step: bool = False
+    terms: LossTerms | None = None
 
     def coefficient(self, name: str) -> float:
         """The weight called `name`; a single one under another name serves as well."""

@@ -134,7 +134,7 @@ class TranscoderTraining(TrainingSAE):
         out = self.with_skip(self.decode(encoding.feature_acts), x)
         per_item_mse_loss = self.mse_loss_fn(out, target)
         losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
-        losses |= self.auxiliary_losses(step, encoding, out, per_item_mse_loss)
+        losses |= self.loss_terms(step).auxiliary_losses(step, encoding, out, per_item_mse_loss)
         metrics = self.training_metrics()
         if isinstance(self, BatchTopKTrainingSAE):
             self.update_topk_threshold(encoding.feature_acts)

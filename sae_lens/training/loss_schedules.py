@@ -108,6 +108,12 @@ class LearningRateFactor:
             raise ValueError(f"lr_end_ratio is {self.end_ratio}; it must lie in [0, 1].")
         if self.name == "exponentialwarmup" and self.end_ratio == 0.0:
             raise ValueError("exponentialwarmup never reaches lr_end_ratio=0; give one above 0.")
+        falls_after = ("linearwarmupdecay", "cosineannealingwarmup", "exponentialwarmup")
+        if self.name in falls_after and self.warm_up_steps >= self.total_steps > 1:
+            raise ValueError(
+                f"{self.name} warms up for {self.warm_up_steps} of {self.total_steps} steps, which "
+                "leaves none to fall in; shorten the warm-up or train for longer."
+            )
 
     def __call__(self, step: int) -> float:
         """The factor at `step`.
@@ -137,6 +143,54 @@ class LearningRateFactor:
         if self.name == "exponentialwarmup":
             return r**share
         return r + (1 - r) * (1 + math.cos(math.pi * share)) / 2
+
+
+@dataclass
+class LearningRateSchedule:
+    """One of the six schedules of the learning rate, for a run of any length.
+
+    Attributes:
+        name: constant, constantwithwarmup, linearwarmupdecay, cosineannealing,
+            cosineannealingwarmup or exponentialwarmup; see `LearningRateFactor`.
+        warm_up_steps: steps over which the rate rises, where the name says that it does.
+        cool_down_steps: last steps, in which "constantwithwarmup" falls.
+        end_ratio: where the falling ones end, as a share of the learning rate.
+    """
+
+    name: LearningRateName = "constantwithwarmup"
+    warm_up_steps: int | float = 0
+    cool_down_steps: int | float = 0
+    end_ratio: float = 1 / 32
+
+    def __post_init__(self) -> None:
+        check_steps("lr_schedule.warm_up_steps", self.warm_up_steps)
+        check_steps("lr_schedule.cool_down_steps", self.cool_down_steps)
+        LearningRateFactor(self.name, 1, end_ratio=self.end_ratio)
+        if self.warm_up_steps and self.name in ("constant", "cosineannealing"):
+            raise ValueError(
+                f"lr_schedule.warm_up_steps is {self.warm_up_steps}, but {self.name} has no "
+                "warm-up; choose constantwithwarmup or cosineannealingwarmup."
+            )
+        if self.cool_down_steps and self.name != "constantwithwarmup":
+            raise ValueError(
+                f"lr_schedule.cool_down_steps is {self.cool_down_steps}, but only "
+                f"constantwithwarmup cools down, not {self.name}."
+            )
+
+    def factor(self, total_steps: int) -> LearningRateFactor:
+        """The schedule for a training of `total_steps`.
+
+        Raises:
+            ValueError: when warm-up and cool-down are longer than that.
+        """
+        warm_up = resolve_steps(self.warm_up_steps, total_steps)
+        cool_down = resolve_steps(self.cool_down_steps, total_steps)
+        if warm_up + cool_down > total_steps:
+            raise ValueError(
+                f"lr_schedule: {warm_up} steps of warm-up and {cool_down} of cool-down do not fit "
+                f"into {total_steps} training steps; shorten them or train for longer."
+            )
+        return LearningRateFactor(self.name, total_steps, warm_up, cool_down, self.end_ratio)
 
 
 def checkpoint_steps(total_steps: int, n_checkpoints: int, spacing: CheckpointSpacing) -> list[int]:

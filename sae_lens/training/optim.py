@@ -1,9 +1,13 @@
-"""The optimiser and the schedules of learning rate and sparsity coefficient."""
+"""The optimiser, and the flat config's schedules of learning rate and sparsity coefficient."""
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import math
+import warnings
 from collections.abc import Iterable
+from dataclasses import dataclass
 from numbers import Real
 from typing import Any
 
@@ -14,23 +18,111 @@ from torch.optim.lr_scheduler import LRScheduler, SequentialLR
 
 MAX_GRADIENT_NORM = 1.0
 
+# Names of the parameters that are thresholds of features, or their logarithms.
+THRESHOLDS = ("threshold", "log_threshold")
 
-def make_optimizer(
-    parameters: Iterable[torch.nn.Parameter], lr: float, beta1: float, beta2: float
-) -> Adam:
-    """Adam over `parameters`; in one fused pass where this version of torch has it for them.
+
+def make_optimizer(parameters: Iterable[Any], lr: float, beta1: float, beta2: float) -> Adam:
+    """Adam over `parameters` or groups of them; in one fused pass where torch has it for them.
 
     The betas are made floats: newer torch refuses an integer beside a float.
     """
     parameters = list(parameters)
     options: dict[str, Any] = {"lr": lr, "betas": (float(beta1), float(beta2))}
-    fusable = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in parameters)
+    each = [q for p in parameters for q in (p["params"] if isinstance(p, dict) else [p])]
+    fusable = all(p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in each)
     if fusable:
         try:
             return Adam(parameters, fused=True, **options)
         except RuntimeError:  # this torch has no fused Adam for this device
             pass
     return Adam(parameters, **options)
+
+
+@dataclass
+class OptimizerChoice:
+    """Another optimiser than Adam.
+
+    Attributes:
+        path: where to import it from, as in "torch.optim.AdamW" or "bitsandbytes.optim.Adam8bit".
+        options: keyword arguments besides lr and betas.
+    """
+
+    path: str
+    options: dict[str, Any] | None = None
+
+
+def chosen_optimizer(
+    choice: OptimizerChoice, parameters: Iterable[Any], lr: float, betas: tuple[float, float]
+) -> Optimizer:
+    """The optimiser that a config names.
+
+    Raises:
+        ValueError: when it cannot be imported, or is no optimiser.
+    """
+    module, _, name = choice.path.rpartition(".")
+    try:
+        found = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"The optimiser {choice.path!r} cannot be imported: {error}. Give the path of a class, "
+            "as in 'torch.optim.AdamW'."
+        ) from error
+    if not (inspect.isclass(found) and issubclass(found, Optimizer)):
+        raise ValueError(f"{choice.path!r} is no torch optimiser.")
+    options: dict[str, Any] = {"lr": lr, **(choice.options or {})}
+    if "betas" in inspect.signature(found).parameters:
+        options.setdefault("betas", tuple(float(beta) for beta in betas))
+    return found(list(parameters), **options)
+
+
+def parameters_by_group(sae: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
+    """Trainable parameters by group: thresholds are "jumprelu", the rest "others"."""
+    groups: dict[str, list[torch.nn.Parameter]] = {"others": [], "jumprelu": []}
+    for name, parameter in sae.named_parameters():
+        if parameter.requires_grad:
+            groups["jumprelu" if name in THRESHOLDS else "others"].append(parameter)
+    return groups
+
+
+def check_has_thresholds(sae: Any) -> None:
+    """`ValueError` unless some parameters are thresholds."""
+    if not parameters_by_group(sae)["jumprelu"]:
+        raise ValueError(
+            "jumprelu_lr_factor is the learning rate of thresholds; "
+            f"{sae.cfg.architecture!r} SAEs learn none. Leave it at 1."
+        )
+
+
+def groups_with_factors(sae: torch.nn.Module, lr: float, jumprelu_lr_factor: float) -> list[Any]:
+    """What an optimiser is made of: all parameters, or two groups where thresholds have their rate.
+
+    A group's `lr_factor` is what `apply_group_factors` keeps its rate at.
+    """
+    if jumprelu_lr_factor == 1.0:
+        return list(sae.parameters())
+    factors = {"others": 1.0, "jumprelu": jumprelu_lr_factor}
+    return [
+        {"params": parameters, "name": name, "lr": factors[name] * lr, "lr_factor": factors[name]}
+        for name, parameters in parameters_by_group(sae).items()
+    ]
+
+
+def apply_group_factors(optimizer: Optimizer) -> None:
+    """Set the learning rate of groups with a factor from that of the first group."""
+    first = optimizer.param_groups[0]
+    for group in optimizer.param_groups[1:]:
+        if "lr_factor" in group:
+            group["lr"] = first["lr"] * group["lr_factor"]
+
+
+def step_schedule(scheduler: Any) -> None:
+    """Move a schedule of the learning rate on, also before the optimiser's first step."""
+    with warnings.catch_warnings():
+        # while the first gradients accumulate, torch misses the optimiser's step
+        warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
+        scheduler.step()
+    apply_group_factors(scheduler.optimizer)
 
 
 def gradient_norm(parameters: Iterable[torch.nn.Parameter]) -> Tensor | None:

@@ -17,14 +17,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens._version import __version__
-from sae_lens.errors import DataSourceError
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.training_step import reported_features
-from sae_lens.training.active_features import (
-    ActiveFeatures,
-    chosen_optimizer,
-    step_schedule,
-)
+from sae_lens.training.active_features import ActiveFeatures
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.features import TrainingFeatures
@@ -34,6 +29,7 @@ from sae_lens.training.finetuning import (
     freeze_scaling_factor,
     leave_only_trainable,
 )
+from sae_lens.training.folding import fold_source, record_filter
 from sae_lens.training.interruptions import IterationGuard
 from sae_lens.training.log_values import (
     _log_feature_sparsity,
@@ -43,9 +39,13 @@ from sae_lens.training.loggers import make_logger
 from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
 from sae_lens.training.optim import (
     L1Scheduler,
+    apply_group_factors,
+    chosen_optimizer,
     clip_and_step,
     gradient_norm,
+    groups_with_factors,
     make_optimizer,
+    step_schedule,
 )
 from sae_lens.training.statistics import FiringStatistics
 from sae_lens.training.trainer_checkpoints import logging_config, save_without_runner
@@ -132,6 +132,7 @@ class SAETrainer(TrainerReports, TrainerState):
         self.started_fine_tuning = False
         self.finetuning = False
         self.weights_are_final = False
+        self._is_prepared = self._update_has_begun = self._owes_evaluation = False
         self.features = ActiveFeatures(
             TrainingFeatures.of(getattr(self.cfg, "features", None)),
             self.sae,
@@ -151,6 +152,7 @@ class SAETrainer(TrainerReports, TrainerState):
 
         self.optimizer = self._make_optimizer()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
+        apply_group_factors(self.optimizer)
         self.coefficient_schedulers = make_coefficient_schedulers(self.sae, self.cfg)
         no_coefficient = L1Scheduler(0, self.cfg.total_training_steps, 0.0)
         self.l1_scheduler = next(iter(self.coefficient_schedulers.values()), no_coefficient)
@@ -181,17 +183,21 @@ class SAETrainer(TrainerReports, TrainerState):
 
     def steps(self) -> Iterator[None]:
         """The work of `fit`, a training step at a time: for several trainers side by side."""
-        self.source.prepare()
+        with self._guard.iteration():
+            self.source.prepare()
+            record_filter(self.sae.cfg, self.source)
         self._policy.start_clock()
-        with self._progress_bar() as pbar, self._saving_when_not_finite():
+        with self._progress_bar() as pbar:
+            self._make_up_for_evaluation()
             while self.n_training_tokens < self.cfg.total_training_tokens:
                 with self._guard.iteration():
                     acts = self._next_batch()
                     if acts is None:
                         break
-                    self.n_training_tokens += self.cfg.train_batch_size_tokens
                     try:
-                        step_output = self._train_step(sae=self.sae, sae_in=acts)
+                        with self._put_back_unless_used(acts):
+                            self.n_training_tokens += self.cfg.train_batch_size_tokens
+                            step_output = self._train_step(sae=self.sae, sae_in=acts)
                         if self.logger.is_active:
                             self._log_train_step(step_output)
                     except NonFiniteLossError as error:
@@ -199,10 +205,9 @@ class SAETrainer(TrainerReports, TrainerState):
                             raise
                         self._rewind(error)
                         continue
-                    self._run_and_log_evals()
-                    self.n_training_steps += 1
+                    with self._counting_the_step():
+                        self._run_and_log_evals()
                     self._update_pbar(step_output, pbar)
-                    self._begin_finetuning_if_needed()
                     self._checkpoint_if_needed()
                 yield
             self._nonfinite.check()
@@ -224,19 +229,14 @@ class SAETrainer(TrainerReports, TrainerState):
                 hundred steps later); the weights are then those before the bad step.
         """
         sae.train()
-        if self.normalizes_decoder:
-            sae.set_decoder_norm_to_unit_norm()
-        if (self.n_training_steps + 1) % self.cfg.feature_sampling_window == 0:
-            if self.logger.is_active:
-                self.logger.log(self._build_sparsity_log_dict(), step=self.n_training_steps)
-            self._reset_running_sparsity_stats()
-
-        self.features.before_step(sae, self.n_training_steps)
-        sae_in = self.features.keep(sae_in)
+        self._prepare_step(sae)
         with self.autocast_if_enabled:
             output = self._forward(sae, sae_in)
+        # What is added to gradients that are there already cannot be taken out again.
+        self._update_has_begun = not self.features.completes_update(self.n_training_steps - 1)
         (output.loss / self.features.features.gradient_accumulation_steps).backward()
         if not self.features.completes_update(self.n_training_steps):
+            self._update_has_begun, self._is_prepared = True, False
             self.statistics.update(reported_features(output))
             self._advance_schedules()
             return output
@@ -245,6 +245,7 @@ class SAETrainer(TrainerReports, TrainerState):
             sae.remove_gradient_parallel_to_decoder_directions()
         norm = gradient_norm(sae.parameters())
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
+        self._update_has_begun, self._is_prepared = True, False
         if skip.device.type == "cpu" and skip:
             logger.warning("The batch of step %d is skipped: no update.", self.n_training_steps)
             self.optimizer.zero_grad()
@@ -255,13 +256,25 @@ class SAETrainer(TrainerReports, TrainerState):
             clip_and_step(self.optimizer, sae.parameters(), norm, skip, limit)
             sae.recycle_gradients()
             self.features.after_step(
-                sae, self.optimizer, output, self.n_training_steps, self.dead_neurons
+                sae, self.optimizer, sae_in, output, self.n_training_steps, self.dead_neurons
             )
         self.optimizer.zero_grad()
         self._advance_schedules()
         if (self.n_training_steps + 1) % _STEPS_BETWEEN_CHECKS == 0:
             self._nonfinite.check()
         return output
+
+    def _prepare_step(self, sae: TrainingSAE) -> None:
+        """What comes before the batch is looked at; once, though the step be begun again."""
+        if not self._is_prepared:
+            if self.normalizes_decoder:
+                sae.set_decoder_norm_to_unit_norm()
+            if (self.n_training_steps + 1) % self.cfg.feature_sampling_window == 0:
+                if self.logger.is_active:
+                    self.logger.log(self._build_sparsity_log_dict(), step=self.n_training_steps)
+                self._reset_running_sparsity_stats()
+        self._is_prepared = True
+        self.features.before_step(sae, self.n_training_steps)
 
     def _advance_schedules(self) -> None:
         step_schedule(self.lr_scheduler)
@@ -271,10 +284,11 @@ class SAETrainer(TrainerReports, TrainerState):
     def _forward(self, sae: TrainingSAE, sae_in: Tensor) -> TrainStepOutput:
         self._l1_coefficient_used = self.current_l1_coefficient
         scale = self.features.coefficient_scale
-        if sae.form == "v6":
+        if sae.form == "v6" or self.features.terms is not None:
             return sae.training_forward_pass(
                 TrainStepInput(
                     sae_in=sae_in,
+                    terms=self.features.terms,
                     coefficients={
                         name: scheduler.current_l1_coefficient * scale
                         for name, scheduler in self.coefficient_schedulers.items()
@@ -294,10 +308,6 @@ class SAETrainer(TrainerReports, TrainerState):
         """The next batch on the SAE's device; None (with a warning) at the source's end."""
         try:
             return self.source.next_batch().to(self.sae.device, non_blocking=True)
-        except DataSourceError:
-            # Nothing has moved but the place in the data, and that can be gone on from.
-            self._guard.is_in_step = True
-            raise
         except StopIteration:
             logger.warning(
                 "The source of activations ended after %d of %d; training ends here.",
@@ -305,6 +315,10 @@ class SAETrainer(TrainerReports, TrainerState):
                 self.cfg.total_training_tokens,
             )
             return None
+        except BaseException:
+            # Only the place in the data has moved; what the source had begun, it has put back.
+            self._guard.is_whole_again()
+            raise
 
     @property
     def normalizes_decoder(self) -> bool:
@@ -313,26 +327,25 @@ class SAETrainer(TrainerReports, TrainerState):
         return bool(getattr(self.cfg, "normalize_sae_decoder", of_sae))
 
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        cfg, choice = self.cfg, self.features.features.optimizer
-        if choice is None:
-            return make_optimizer(self.sae.parameters(), cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
+        cfg, features = self.cfg, self.features.features
+        groups = groups_with_factors(self.sae, cfg.lr, features.jumprelu_lr_factor)
+        if features.optimizer is None:
+            return make_optimizer(groups, cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
         betas = (cfg.adam_beta1, cfg.adam_beta2)
-        return chosen_optimizer(choice, self.sae.parameters(), cfg.lr, betas)
+        return chosen_optimizer(features.optimizer, groups, cfg.lr, betas)
 
     def _finish_weights(self) -> None:
         """Bring the weights to the form in which they are saved and returned.
 
         The decoder rows are normalised once more, since the last update moved them. Then, if the
-        SAE was trained on scaled activations, the factor is folded in, so that it works on raw
-        ones; the rows are not normalised after that, which would take the factor out again.
+        SAE was trained on scaled or whitened activations, that is folded in, so that it works on
+        raw ones; the rows are not normalised after that, which would take the factor out again.
         """
         self.features.finish(self.sae)
         if self.normalizes_decoder:
             self.sae.set_decoder_norm_to_unit_norm()
-        factor = self.source.norm_scaling_factor
-        if factor is not None:
-            self.sae.fold_activation_norm_scaling_factor(factor)
-            self.source.norm_scaling_factor = None
+        fold_source(self.sae, self.source)
+        self.source.norm_scaling_factor = self.source.whitening = None
         self.weights_are_final = True
 
     def _begin_finetuning_if_needed(self) -> None:

@@ -6,16 +6,17 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.evaluation import Evaluator, InModelEvaluator
+from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.loggers import MetricLogger
-from sae_lens.training.optim import L1Scheduler, get_lr_scheduler
+from sae_lens.training.optim import L1Scheduler, apply_group_factors, get_lr_scheduler
 from sae_lens.training.sources import (
-    SCALED_BY_THE_SOURCE,
     ActivationSource,
     IteratorSource,
+    SourceSettings,
     StoreSource,
 )
 
@@ -53,11 +54,14 @@ def _parts_on_model(
     *,
     evaluator: Evaluator | None = None,
     logger: MetricLogger | None = None,
+    source: ActivationSource | None = None,
 ) -> TrainerParts:
     if evaluator is None:
         evaluator = InModelEvaluator(model, cfg)
+    if source is None:
+        source = StoreSource(activation_store, source_settings(cfg, activation_store))
     return TrainerParts(
-        model, sae, activation_store, StoreSource(activation_store), save_checkpoint_fn, cfg,
+        model, sae, activation_store, source, save_checkpoint_fn, cfg,
         evaluator, logger, has_runner=True,
     )  # fmt: skip
 
@@ -75,17 +79,32 @@ def _parts_on_iterator(
         cfg = cfg.to_sae_trainer_config()
     source: ActivationSource
     if hasattr(data_provider, "next_batch"):
-        source = StoreSource(data_provider)
+        source = StoreSource(data_provider, source_settings(cfg, data_provider, sae))
     else:
-        source = IteratorSource(
-            data_provider,
-            scales=sae.cfg.normalize_activations == SCALED_BY_THE_SOURCE,
-            n_batches_for_norm_estimate=cfg.n_batches_for_norm_estimate,
-        )
+        source = IteratorSource(data_provider, source_settings(cfg, data_provider, sae))
     return TrainerParts(
         None, sae, data_provider, source, save_checkpoint_fn, cfg, evaluator, logger,
         has_runner=False,
     )  # fmt: skip
+
+
+def source_settings(cfg: Any, data: Any, sae: Any = None) -> SourceSettings:
+    """What a run's config asks to be done to activations.
+
+    Args:
+        cfg: the run's config.
+        data: a store of several activations side by side says their `widths`.
+        sae: says how activations are normalised, and their widths, where the others do not.
+    """
+    features = TrainingFeatures.of(getattr(cfg, "features", None))
+    of_sae = "none" if sae is None else sae.cfg.normalize_activations
+    return SourceSettings(
+        normalize_activations=getattr(cfg, "normalize_activations", of_sae),
+        norm_multiple=None if features.norm_filter is None else features.norm_filter.multiple,
+        shrinkage=features.whitening_shrinkage,
+        n_batches=getattr(cfg, "n_batches_for_norm_estimate", 1000),
+        widths=getattr(data, "widths", getattr(sae, "activation_widths", None)),
+    )
 
 
 def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
@@ -105,6 +124,10 @@ def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
 
 def make_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: Any) -> LRScheduler:
     """The schedule of the learning rate that a run's config asks for, at its start."""
+    chosen = TrainingFeatures.of(getattr(cfg, "features", None)).lr_schedule
+    if chosen is not None:
+        factor = chosen.factor(cfg.total_training_steps)
+        return LambdaLR(optimizer, [factor] * len(optimizer.param_groups))
     return get_lr_scheduler(
         cfg.lr_scheduler_name,
         optimizer=optimizer,
@@ -124,16 +147,20 @@ def remade_lr_scheduler(
 
     The rates are walked through on an optimiser without weights: many depend on the one before.
     """
-    stand_in = torch.optim.Adam([torch.nn.Parameter(torch.zeros(1))], lr=cfg.lr)
+    rates = [cfg.lr * group.get("lr_factor", 1.0) for group in optimizer.param_groups]
+    stand_in = torch.optim.Adam(
+        [{"params": [torch.nn.Parameter(torch.zeros(1))], "lr": rate} for rate in rates]
+    )
     walked = make_lr_scheduler(stand_in, cfg)
     stand_in.step()  # torch warns when a schedule moves before its optimiser does
     for _ in range(n_training_steps):
         walked.step()
-    for group in optimizer.param_groups:
-        group["lr"] = cfg.lr
+    for group, rate in zip(optimizer.param_groups, rates, strict=True):
+        group["lr"] = rate
         group.pop("initial_lr", None)
     scheduler = make_lr_scheduler(optimizer, cfg)
     scheduler.load_state_dict(walked.state_dict())
-    for group in optimizer.param_groups:
-        group["lr"] = stand_in.param_groups[0]["lr"]
+    for group, walked_group in zip(optimizer.param_groups, stand_in.param_groups, strict=True):
+        group["lr"] = walked_group["lr"]
+    apply_group_factors(optimizer)
     return scheduler

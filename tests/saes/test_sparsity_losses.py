@@ -15,7 +15,6 @@ from sae_lens.saes import (
     TrainStepInput,
 )
 from sae_lens.saes.sparsity_losses import (
-    dead_feature_reconstruction_loss,
     quadratic_l0,
     sparsity_loss,
 )
@@ -37,27 +36,6 @@ def test_terms_by_hand():
     assert quadratic_l0(torch.tensor([3.0, 5.0]), 4.0).item() == pytest.approx(0.5)
     with pytest.raises(ValueError, match="allowed are power, tanh and tanh-quad"):
         sparsity_loss("l0", FEATURES)  # type: ignore[arg-type]
-
-
-def test_dead_features_alone_learn_from_the_residual():
-    torch.manual_seed(0)
-    residual = torch.randn(5, 4, dtype=torch.float64, requires_grad=True)
-    hidden = torch.randn(5, 6, dtype=torch.float64, requires_grad=True)
-    W_dec = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
-    loss = dead_feature_reconstruction_loss(residual, hidden, W_dec, 2, True)
-    rank = hidden * W_dec.norm(dim=-1)
-    kept = rank >= rank.topk(2, dim=-1).values[:, -1:]
-    acts = torch.relu(hidden) * kept
-    want = (residual - acts @ W_dec).pow(2).sum(-1).mean()
-    torch.testing.assert_close(loss, want)
-    loss.backward()
-    assert residual.grad is None
-    got = hidden.grad.clone(), W_dec.grad.clone()
-    hidden.grad = W_dec.grad = None
-    (residual.detach() - (torch.relu(hidden) * kept) @ W_dec).pow(2).sum(-1).mean().backward()
-    torch.testing.assert_close(got, (hidden.grad, W_dec.grad))
-    none = dead_feature_reconstruction_loss(residual, hidden[:, :0], W_dec[:0], 2, True)
-    assert none == 0
 
 
 @pytest.mark.parametrize("kind", ["tanh", "tanh-quad"])

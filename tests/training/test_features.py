@@ -18,10 +18,8 @@ from sae_lens.saes import (
     TopKTrainingSAEConfig,
     TrainingSAE,
 )
-from sae_lens.training.active_features import ActiveFeatures
 from sae_lens.training.features import (
     KSchedule,
-    NormFilter,
     OptimizerChoice,
     PSchedule,
     Resampling,
@@ -180,15 +178,6 @@ def test_dead_features_start_anew():
     assert_close(cosine, torch.ones(10))
 
 
-def test_overlong_activations_are_left_out():
-    sae = make_sae()
-    acts = activations(9)
-    acts[3] *= 100
-    features = ActiveFeatures(TrainingFeatures(norm_filter=NormFilter(5.0)), sae, 10)
-    assert torch.equal(features.keep(acts), torch.cat([acts[:3], acts[4:]]))
-    assert sae.cfg.metadata.norm_filter_multiple == 5.0
-
-
 def test_another_optimiser():
     choice = OptimizerChoice("torch.optim.AdamW", {"weight_decay": 0.1})
     run = trainer(make_sae(), TrainingFeatures(optimizer=choice))
@@ -259,7 +248,7 @@ def test_configs_keep_features_as_plain_data(tmp_path: Path):
 @pytest.mark.parametrize(
     ("features", "message"),
     [
-        ({"no_such": 1}, "features has no no_such; it has k_schedule"),
+        ({"no_such": 1}, "features has no no_such; it has lr_schedule"),
         ({"target_l0": {"goal": 1}}, r"features\.target_l0 has no goal"),
         ({"target_l0": {}}, r"features\.target_l0 is incomplete"),
         ({"target_l0": {"target": 0}}, "must be above 0"),

@@ -1,0 +1,109 @@
+"""Dead features start anew at activations that are reconstructed badly.
+
+Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling": the direction of an
+activation drawn with probability proportional to its squared loss, an encoder of a fifth of the
+others' mean norm, bias 0, and fresh moments of the optimiser.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.optim import Optimizer
+
+from sae_lens.training.loss_schedules import check_steps, resolve_steps
+
+logger = logging.getLogger(__name__)
+
+_BIASES = {"b_enc", "b_gate", "b_mag", "r_mag"}
+
+
+@dataclass
+class Resampling:
+    """Dead features start anew at activations that are reconstructed badly.
+
+    Attributes:
+        every: steps between two resamplings.
+        until: no resampling after that step.
+        encoder_norm: norm of the new encoder as a share of the mean of the living.
+    """
+
+    every: int
+    until: int | float = 0.5
+    encoder_norm: float = 0.2
+
+    def __post_init__(self) -> None:
+        check_steps("resampling.until", self.until)
+        if self.every < 1:
+            raise ValueError(f"resampling.every is {self.every}; it must be at least 1.")
+        if self.encoder_norm <= 0:
+            raise ValueError(f"resampling.encoder_norm is {self.encoder_norm}; it must be above 0.")
+
+    def is_due(self, step: int, total_steps: int) -> bool:
+        """Whether features are resampled after `step`."""
+        return (step + 1) % self.every == 0 and step < resolve_steps(self.until, total_steps)
+
+    def check_fits(self, sae: Any, total_steps: int) -> None:
+        """`ValueError` when the SAE has no such weights, or resampling would never happen."""
+        if not {"W_enc", "W_dec"} <= set(sae._parameters) or sae.W_dec.ndim != 2:
+            raise ValueError(
+                f"resampling needs an encoder and a decoder; {sae.cfg.architecture!r} SAEs have "
+                "no such weights."
+            )
+        last = resolve_steps(self.until, total_steps)
+        if self.every > last:
+            raise ValueError(
+                f"resampling.every is {self.every} and resampling.until means step {last} of "
+                f"{total_steps}, so that nothing would ever be resampled; make the first smaller "
+                "or the second larger."
+            )
+
+
+@torch.no_grad()
+def resample_dead_features(
+    sae: Any,
+    optimizer: Optimizer,
+    batch: Float[Tensor, "batch width"],
+    output: Any,
+    dead: Bool[Tensor, " d_sae"],
+    encoder_norm: float,
+) -> int:
+    """Start dead features anew at badly reconstructed activations; how many there were.
+
+    A decoder row gets the direction of what was to be reconstructed, an encoder column that of what
+    is encoded; for SAEs they are the same.
+    """
+    index = dead.nonzero().squeeze(1)
+    if not len(index):
+        return 0
+    loss = (output.sae_in.to(sae.dtype) - output.sae_out).pow(2).sum(dim=-1)
+    if not bool(loss.sum() > 0):
+        return 0
+    drawn = torch.multinomial(loss.float().pow(2), len(index), replacement=True)
+    x, target = sae.split_batch(batch[drawn])
+    encoded = _directions(sae.process_sae_in(x))
+    decoded = encoded if target is x else _directions(target.to(sae.dtype) - sae.b_dec)
+    alive = ~dead
+    row_norm = sae.W_dec[alive].norm(dim=-1).mean() if bool(alive.any()) else 1.0
+    column_norm = sae.W_enc[:, alive].norm(dim=0).mean() if bool(alive.any()) else 1.0
+    sae.W_dec[index] = decoded * row_norm
+    sae.W_enc[:, index] = (encoded * column_norm * encoder_norm).T
+    changed = [(sae.W_dec, 0), (sae.W_enc, 1)]
+    for name in _BIASES & sae._parameters.keys():
+        sae._parameters[name][index] = 0
+        changed.append((sae._parameters[name], 0))
+    for parameter, axis in changed:
+        for value in optimizer.state.get(parameter, {}).values():
+            if isinstance(value, Tensor) and value.shape == parameter.shape:
+                value.index_fill_(axis, index, 0)
+    logger.info("Resampled %d dead features.", len(index))
+    return len(index)
+
+
+def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    return rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
