@@ -19,8 +19,8 @@ import torch
 
 from sae_lens.activations.model_adapters import model_device, vocabulary_size
 from sae_lens.activations.model_loading import load_model
-from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import sliced_length
+from sae_lens.activations.stores import store_class_for
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
@@ -138,7 +138,7 @@ def preflight(
     if model is not None:
         _estimate_memory(report, cfg, model)
     if model is not None and store is None:
-        store = _attempt(report, lambda: ActivationsStore.from_config(model, cfg))
+        store = _attempt(report, lambda: store_class_for(cfg.sae).from_config(model, cfg))
     if store is not None:
         _look_at_data(report, cfg, model, store)
     return report

@@ -22,6 +22,20 @@ def norm_scaling_factor(activations: Float[Tensor, "*batch d_in"]) -> Float[Tens
     return math.sqrt(activations.shape[-1]) / activations.norm(dim=-1).mean()
 
 
+def scaled(activations: Tensor, factor: float | Tensor) -> Tensor:
+    """Activations times the factor; of a factor for each column of a row, its first ones."""
+    if isinstance(factor, Tensor) and factor.ndim:
+        factor = factor[: activations.shape[-1]].to(activations)
+    return activations * factor
+
+
+def unscaled(activations: Tensor, factor: float | Tensor) -> Tensor:
+    """Activations divided by the factor; of a factor for each column of a row, its last ones."""
+    if isinstance(factor, Tensor) and factor.ndim:
+        factor = factor[-activations.shape[-1] :].to(activations)
+    return activations / factor
+
+
 @torch.no_grad()
 def estimate_norm_scaling_factor(
     next_batch: Callable[[], Float[Tensor, "batch *rest d_in"]],

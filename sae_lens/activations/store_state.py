@@ -10,7 +10,7 @@ exactly where the saved one stood, whether or not it makes batches ahead.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -28,8 +28,8 @@ def capture(store: ActivationsStore) -> State:
     """The state of a store. Rows are views of its buffer: copy them before it goes on."""
     state: State = {"n_dataset_processed": torch.tensor(store.n_dataset_processed)}
     if store.estimated_norm_scaling_factor is not None:
-        factor = float(store.estimated_norm_scaling_factor)
-        state["estimated_norm_scaling_factor"] = torch.tensor(factor, dtype=torch.float64)
+        factor = torch.as_tensor(store.estimated_norm_scaling_factor, dtype=torch.float64)
+        state["estimated_norm_scaling_factor"] = factor.cpu()
     state.update(_prefixed("tokens.", store._token_state()))
     if store.cached_activation_dataset is not None:
         state["current_row_idx"] = torch.tensor(store.current_row_idx)
@@ -53,7 +53,7 @@ def restore(store: ActivationsStore, state: State) -> None:
     """
     n_processed = int(state.get("n_dataset_processed", 0))
     factor = state.get("estimated_norm_scaling_factor")
-    store.estimated_norm_scaling_factor = None if factor is None else float(factor)
+    store.estimated_norm_scaling_factor = None if factor is None else _as_factor(factor)
     store._load_token_state(_without_prefix("tokens.", state), n_processed)
     store.current_row_idx = int(state.get("current_row_idx", 0))
     store._dataloader = None
@@ -72,6 +72,11 @@ def restore(store: ActivationsStore, state: State) -> None:
     if counters:
         mixer.load_state_dict(counters)
         store._resume_pass()
+
+
+def _as_factor(saved: Tensor) -> Any:
+    """One factor as a number; several, one for each column of a row, as they are."""
+    return saved.float() if saved.ndim else float(saved)
 
 
 def capture_position(store: ActivationsStore) -> State | None:

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 
 from sae_lens.activations.datasets_loading import special_token_ids
 from sae_lens.activations.model_adapters import vocabulary_size
-from sae_lens.activations.scaling import EXPECTED_AVERAGE
+from sae_lens.activations.scaling import EXPECTED_AVERAGE, scaled, unscaled
 from sae_lens.activations.token_source import TokenSource
 from sae_lens.analysis.interventions import Scaling, fact
 
@@ -136,11 +136,13 @@ class FixedTokens:
 
     def apply_norm_scaling_factor(self, activations: Tensor) -> Tensor:
         """Activations as the SAE is trained on them."""
-        return activations * (self.estimated_norm_scaling_factor or 1.0)
+        factor = self.estimated_norm_scaling_factor
+        return activations if factor is None else scaled(activations, factor)
 
     def unscale(self, activations: Tensor) -> Tensor:
         """The opposite of scaling."""
-        return activations / (self.estimated_norm_scaling_factor or 1.0)
+        factor = self.estimated_norm_scaling_factor
+        return activations if factor is None else unscaled(activations, factor)
 
     def reset_input_dataset(self) -> None:
         """Begin at the first prompt again."""

@@ -1,0 +1,242 @@
+"""Activations of several hooks of one or more models at each token, side by side in a row.
+
+For SAEs that read several hooks at once: crosscoders and cross-layer transcoders. What is read
+comes first in a row, then what else is to be predicted. Mixing, epochs, state and filters are those
+of every `ActivationsStore`, for rows of that width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from sae_lens.activations import scaling
+from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
+from sae_lens.activations.model_group import models_of
+from sae_lens.activations.store import ActivationsStore
+from sae_lens.activations.store_settings import settings_from_runner_config, settings_from_sae
+from sae_lens.hook_names import layer_of
+
+Sites = Sequence[tuple[int, str]]
+
+
+class JointActivationsStore(ActivationsStore):
+    """Serves rows of the activations of several hooks.
+
+    Args:
+        model: a model, or a `ModelGroup`.
+        sites: what is read: numbers of models and names of hooks.
+        target_sites: what else a row holds, after that.
+        settings: those of `ActivationsStore`; `d_in` is the width at every hook.
+
+    Raises:
+        ValueError: for cached activations, which are of one hook.
+    """
+
+    estimated_norm_scaling_factor: Any  # one factor for each column of a row
+
+    def __init__(
+        self, model: Any, *, sites: Sites, target_sites: Sites = (), **settings: Any
+    ) -> None:
+        if settings.get("cached_activations_path") is not None:
+            raise ValueError(
+                "Several hooks cannot be read from cached activations, which are of one hook; set "
+                "use_cached_activations=False."
+            )
+        self.n_read = len(sites)
+        self.sites = (*sites, *target_sites)
+        self.width = settings["d_in"]
+        names = [name for _, name in self.sites]
+        super().__init__(
+            model,
+            **{
+                **settings,
+                "hook_name": names[0],
+                "hook_layer": max(layer_of(name) for name in names),
+                "hook_head_index": None,
+                "d_in": self.width * len(names),
+            },
+        )
+
+    @classmethod
+    def from_config(
+        cls, model: Any, cfg: Any, override_dataset: Any = None
+    ) -> JointActivationsStore:
+        """A store for a run whose `cfg.sae` names several hooks.
+
+        Raises:
+            ValueError: when the run's own hook or model is another than the first of them, or
+                models are missing.
+        """
+        if cfg.hook_name != cfg.sae.sites[0][1]:
+            raise ValueError(
+                f"hook_name={cfg.hook_name!r} is not the first of hook_names="
+                f"{[name for _, name in cfg.sae.sites]}; leave hook_name out."
+            )
+        settings = settings_from_runner_config(model, cfg, override_dataset)
+        store = cls(model, **_sites_of(cfg.sae), **settings)
+        store._require_model_fits()
+        store.hold_out(cfg.eval_held_out_rows)
+        return store
+
+    @classmethod
+    def from_sae(
+        cls,
+        model: Any,
+        sae: Any,
+        context_size: int | None = None,
+        dataset: Any = None,
+        streaming: bool = True,
+        store_batch_size_prompts: int = 8,
+        n_batches_in_buffer: int = 8,
+        train_batch_size_tokens: int = 4096,
+        total_tokens: int = 0,
+        device: str | torch.device = "cpu",
+        **others: Any,
+    ) -> JointActivationsStore:
+        """A store with hooks, width, dtype and data of an SAE; see `ActivationsStore.from_sae`."""
+        return cls(
+            model,
+            **_sites_of(sae.cfg),
+            **{**settings_from_sae(model, sae, context_size, dataset), **others},
+            streaming=streaming,
+            store_batch_size_prompts=store_batch_size_prompts,
+            n_batches_in_buffer=n_batches_in_buffer,
+            train_batch_size_tokens=train_batch_size_tokens,
+            total_training_tokens=total_tokens,
+            device=device,
+        )
+
+    @torch.no_grad()
+    def check_model(self) -> None:
+        """Run one token through the models to check hooks, their order and their widths.
+
+        Raises:
+            ValueError: when a hook does not exist, or what is predicted runs before what is read.
+            RuntimeError: when the widths are others.
+        """
+        super().check_model()
+        targets = self.sites[self.n_read :]
+        if not targets or not hasattr(self.model, "run_with_hooks"):
+            return
+        order: list[str] = []
+        token = torch.zeros(1, 1, dtype=torch.long, device=model_device(self.model))
+        hooks = [(name, lambda value, hook: order.append(hook.name)) for _, name in self.sites]
+        self.model.run_with_hooks(token, fwd_hooks=hooks, **self.model_kwargs)
+        wanted = [
+            name
+            for pair in zip(self.sites[: self.n_read], targets, strict=True)
+            for _, name in pair
+        ]
+        if order != wanted:
+            raise ValueError(
+                f"The hooks run in the order {order}; they must be given so that each input comes "
+                f"before its output, layer by layer: {wanted} is not."
+            )
+
+    @torch.no_grad()
+    def estimate_norm_scaling_factor(  # type: ignore[override]
+        self, n_batches_for_norm_estimate: int = 1000
+    ) -> Float[Tensor, " d_in"]:
+        """The factor of each column: sqrt(width) / mean norm of the activations of its hook."""
+        norms: list[list[float]] = [[] for _ in self.sites]
+        with self._looking_ahead():
+            for _ in tqdm(range(n_batches_for_norm_estimate), desc="Estimating scaling factors"):
+                rows = self.next_batch()[:, 0].float().unflatten(1, (-1, self.width))
+                for of_site, norm in zip(norms, rows.norm(dim=-1).mean(dim=0), strict=True):
+                    of_site.append(norm.item())
+                if self._epoch_is_served():
+                    break
+        factors = torch.tensor([scaling.factor_of_norms(found, self.width) for found in norms])
+        return factors.repeat_interleave(self.width)
+
+    def apply_norm_scaling_factor(self, activations: Tensor) -> Tensor:
+        """What is read (or whole rows) times its factors."""
+        return scaling.scaled(activations, self._require_factor())
+
+    def unscale(self, activations: Tensor) -> Tensor:
+        """What is predicted (or whole rows) divided by its factors."""
+        return scaling.unscaled(activations, self._require_factor())
+
+    @property
+    def _scale(self) -> Any:
+        if self.normalize_activations != scaling.EXPECTED_AVERAGE:
+            return None
+        factor = self._require_factor()
+        if not isinstance(factor, Tensor):
+            return None if factor == 1.0 else factor
+        return factor.to(device=self.device, dtype=self.dtype)
+
+    def _require_model_fits(self) -> None:
+        super()._require_model_fits()
+        models = models_of(self.model)
+        n_named = 1 + max(number for number, _ in self.sites)
+        if len(models) != n_named:
+            raise ValueError(
+                f"The hooks are those of {n_named} models, and {len(models)} are given. Name them "
+                "all in model_names, or pass them all."
+            )
+        for number, name in self.sites:
+            require_hook(models[number], name)
+
+    def _run_model(self, tokens: Int[Tensor, "batch context"]) -> Float[Tensor, "batch context w"]:
+        found = read_sites(
+            self.model,
+            tokens,
+            self.sites,
+            self.model_kwargs,
+            autocast=self.autocast_lm,
+            fused=self.fused_forward,
+        )
+        widths = [acts.shape[-1] for acts in found]
+        if set(widths) != {self.width}:
+            listed = ", ".join(
+                f"{name!r} {width}" for (_, name), width in zip(self.sites, widths, strict=True)
+            )
+            raise RuntimeError(
+                f"d_in is {self.width} and must be the width at every hook; the widths are: "
+                f"{listed}. Set d_in to a width that all of them have, or choose other hooks."
+            )
+        return torch.cat(found, dim=-1)
+
+
+def read_sites(
+    model: Any,
+    tokens: Int[Tensor, "batch pos"],
+    sites: Sites,
+    model_kwargs: dict[str, Any],
+    *,
+    autocast: bool = False,
+    fused: bool = True,
+) -> list[Float[Tensor, "batch pos d"]]:
+    """The activations at several hooks of one or more models, heads flattened, on one device.
+
+    Each model runs once, as far as its last hook.
+
+    Raises:
+        ValueError: when a hook is not in its model, or does not run.
+    """
+    models = models_of(model)
+    device = model_device(models[0])
+    found: dict[tuple[int, str], Tensor] = {}
+    for number, one in enumerate(models):
+        names = [name for of_model, name in sites if of_model == number]
+        if not names:
+            continue
+        place = model_device(one)
+        with torch.autocast(place.type, dtype=torch.bfloat16, enabled=autocast):
+            last = max(layer_of(name) for name in names) + 1
+            acts = activations_at_hooks(
+                one, tokens.to(place), names, last, model_kwargs, fused=fused
+            )
+        found |= {(number, name): acts[name].flatten(2).to(device) for name in names}
+    return [found[number, name] for number, name in sites]
+
+
+def _sites_of(config: Any) -> dict[str, Sites]:
+    return {"sites": config.sites, "target_sites": getattr(config, "target_sites", ())}
