@@ -42,7 +42,9 @@ from sae_lens.training.loggers import (
 from sae_lens.training.nonfinite import NonFiniteLossError
 from sae_lens.training.prefixed_logger import PrefixedLogger
 from sae_lens.training.random_states import random_state, set_random_state
+from sae_lens.training.sources import StoreSource
 from sae_lens.training.trainer import SAETrainer
+from sae_lens.training.trainer_parts import source_settings
 
 logger = logging.getLogger(__name__)
 
@@ -159,20 +161,21 @@ class MultiSAETrainingRunner:
 
     def _make_saes(self, overrides: dict[str, TrainingSAE]) -> None:
         """Make every SAE from the random numbers that a run of its own would start it with."""
-        views = {
-            name: HookView(self.activations_store, _site(config), config.normalize_activations)
-            for name, config in self._configs.items()
-        }
-        # While no batch is drawn, the data can be rewound after the estimate.
-        for view in views.values():
-            view.set_norm_scaling_factor_if_needed()
+        sources: dict[str, StoreSource] = {}
+        for name, config in self._configs.items():
+            site = _site(config)
+            view = HookView(self.activations_store, site, config.normalize_activations)
+            sources[name] = StoreSource(view, source_settings(config, view))
+        # While no batch is drawn, the data can be rewound after the estimates.
+        for source in sources.values():
+            source.prepare()
         start = random_state()
         self._singles: dict[str, _OneOfSeveral] = {}
         self._random_states: dict[str, dict[str, Any]] = {}
         for name, config in self._configs.items():
             set_random_state(start)
             self._singles[name] = _OneOfSeveral(
-                config, self.model, views[name], overrides.get(name)
+                config, self.model, sources[name], overrides.get(name)
             )
             self._random_states[name] = random_state()
 
@@ -251,11 +254,11 @@ class _OneOfSeveral(SAETrainingRunner):
         self,
         cfg: LanguageModelSAERunnerConfig,
         model: Any,
-        view: HookView,
+        source: StoreSource,
         override_sae: TrainingSAE | None,
     ) -> None:
         self.cfg, self.model, self._resumed = cfg, model, None
-        self.activations_store = view  # type: ignore[assignment]
+        self.source, self.activations_store = source, source.store
         ensure_writable(cfg.checkpoint_path)
         self.sae = self._make_sae(override_sae)
 
@@ -272,6 +275,7 @@ class _OneOfSeveral(SAETrainingRunner):
             cfg=self.cfg,
             evaluator=evaluator,
             logger=run_logger,
+            source=self.source,
         )
 
 

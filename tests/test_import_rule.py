@@ -29,7 +29,9 @@ LAYERS: list[tuple[str, ...]] = [
 ]
 RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
-LEAVES = {"_version", "registry", "constants", "hook_names", "errors", "atomic_files"}
+LEAVES = {
+    "_version", "registry", "constants", "hook_names", "errors", "atomic_files", "whitening",
+}  # fmt: skip
 RUNNERS = {
     "multi_sae_training_runner",
     "sae_training_runner",

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -198,6 +199,12 @@ class HookView:
         rows = self.shared.batch(self.n_batches_taken)
         self.n_batches_taken += 1
         return self._own(rows)
+
+    def look_ahead(self, n_batches: int) -> Generator[Float[Tensor, "batch 1 d_in"], None, None]:
+        """The next batches at the site, unscaled; see `ActivationsStore.look_ahead`."""
+        with closing(self.shared.look_ahead(n_batches)) as batches:
+            for rows in batches:
+                yield rows[..., self.shared.columns[self.site]].contiguous()
 
     def set_norm_scaling_factor_if_needed(self) -> None:
         """Estimate the factor where the view scales and does not know it yet."""

@@ -330,6 +330,17 @@ class ActivationsStore(ActivationSource):
                 self.next_batch, n_batches_for_norm_estimate, self._epoch_is_served
             )
 
+    def look_ahead(self, n_batches: int) -> Generator[Float[Tensor, "batch 1 d_in"], None, None]:
+        """The next batches, unscaled, at most all data once; close it when it is not used up.
+
+        Afterwards the data are rewound where that is possible, so that none is missed.
+        """
+        with self._looking_ahead():
+            for _ in range(n_batches):
+                yield self.next_batch()
+                if self._epoch_is_served():
+                    return
+
     @contextmanager
     def _looking_ahead(self) -> Iterator[None]:
         """Inside, batches are unscaled.

@@ -87,7 +87,8 @@ class LanguageModelSAERunnerConfig:
         finetuning_tokens: tokens of the phase after that, in which only some parameters learn.
         store_batch_size_prompts: prompts per forward pass of the language model.
         train_batch_size_tokens: activations per training step.
-        normalize_activations: none, expected_average_only_in, constant_norm_rescale or layer_norm.
+        normalize_activations: none, expected_average_only_in, constant_norm_rescale, layer_norm or
+            whitening.
         seqpos_slice: positions of a prompt that are used: arguments of slice().
         device: where the SAE is trained and the language model runs.
         act_store_device: where the shuffling buffer lives; with_model means device.

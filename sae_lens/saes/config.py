@@ -16,6 +16,7 @@ from sae_lens.hook_names import is_hook_z, layer_of
 from sae_lens.loading.migrations import flatten_config, is_nested_config
 from sae_lens.registry import SAE_CLASSES, get_sae_training_class
 from sae_lens.saes.metadata import METADATA_FIELDS, SAEMetadata
+from sae_lens.saes.whitening import refuse_whitening
 
 # Flat files hold exactly these architectures; the others exist only in the nested format.
 FLAT_ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
@@ -83,8 +84,8 @@ class SAEConfig:
         prepend_bos: whether prompts began with a beginning-of-sequence token.
         dataset_path: the training data.
         dataset_trust_remote_code: whether loading that data needed code from its repository.
-        normalize_activations: "none", "expected_average_only_in", "constant_norm_rescale" or
-            "layer_norm".
+        normalize_activations: "none", "expected_average_only_in", "constant_norm_rescale",
+            "layer_norm" or "whitening".
         dtype: name of the weights' dtype.
         device: name of the weights' device.
         sae_lens_training_version: version of the library that trained the SAE.
@@ -366,6 +367,7 @@ class ArchitectureSAEConfig(SAEConfig):
     reshape_activations: InitVar[str | None] = None
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        refuse_whitening(str(self.architecture), self.normalize_activations)
         if metadata is not None:
             self._take_metadata(metadata)
         if self.hook_layer is None and self.hook_name:

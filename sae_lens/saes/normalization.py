@@ -15,7 +15,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-NORMALIZATION_KINDS = ("none", "expected_average_only_in", "constant_norm_rescale", "layer_norm")
+NORMALIZATION_KINDS = (
+    "none", "expected_average_only_in", "constant_norm_rescale", "layer_norm", "whitening",
+)  # fmt: skip
 
 _EPSILON = 1e-5
 

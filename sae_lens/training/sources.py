@@ -1,43 +1,193 @@
-"""Where a trainer's batches come from: an activations store, or any iterator of activations."""
+"""Where a trainer's batches come from: an activations store, or any iterator of activations.
+
+A source also does what needs statistics of real activations, which it takes before the first batch:
+overlong activations are left out, and what is left is whitened. Scaling to a mean norm of
+sqrt(d_in) is a store's own work.
+"""
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterable, Iterator
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.saes.whitening import WHITENING
+from sae_lens.whitening import DEFAULT_SHRINKAGE, CovarianceEstimate, Whitening, whiten_parts
+
 SCALED_BY_THE_SOURCE = "expected_average_only_in"
 
+# The median of so many batches' norms is that of the activations, for all that it is used for.
+_BATCHES_FOR_MEDIAN = 100
 
-class ActivationSource(Protocol):
-    """What the trainer asks for its batches."""
+
+@dataclass(frozen=True)
+class SourceSettings:
+    """What a source does to activations.
+
+    Attributes:
+        normalize_activations: "whitening" and "expected_average_only_in" are for the source; all
+            else is up to the SAE.
+        norm_multiple: activations longer than this many times the median norm are left out.
+        shrinkage: of the covariance.
+        n_batches: batches from which statistics are taken, at most.
+        widths: those of the activations that lie side by side in a row; the first one is the SAE's
+            input. None for one activation.
+    """
+
+    normalize_activations: str = "none"
+    norm_multiple: float | None = None
+    shrinkage: float = DEFAULT_SHRINKAGE
+    n_batches: int = 1000
+    widths: Sequence[int] | None = None
+
+
+class ActivationSource:
+    """What the trainer asks for its batches.
+
+    Attributes:
+        settings: what is done to activations.
+        norm_median: median norm of raw input activations, once it is known; None without a filter.
+        whitening: a map for each activation in a row; None without whitening.
+    """
+
+    def __init__(self, settings: SourceSettings) -> None:
+        self.settings = settings
+        self.norm_median: float | None = None
+        self.whitening: tuple[Whitening, ...] | None = None
+        self._given_back: Tensor | None = None
 
     @property
     def norm_scaling_factor(self) -> float | None:
         """The factor that every batch has been multiplied by, None for none."""
-        ...
+        raise NotImplementedError
 
     @norm_scaling_factor.setter
-    def norm_scaling_factor(self, value: float | None) -> None: ...
+    def norm_scaling_factor(self, value: float | None) -> None:
+        raise NotImplementedError
 
     def prepare(self) -> None:
-        """Find out the scaling factor, if one is used, before the first batch."""
-        ...
+        """Take the statistics that are needed and not known yet, before the first batch."""
+        raise NotImplementedError
 
     def next_batch(self) -> Float[Tensor, "batch d_in"]:
         """The next training batch. Raises `StopIteration` when there is none."""
-        ...
+        batch, self._given_back = self._given_back, None
+        if batch is not None:
+            return batch
+        while True:
+            batch = self.finished(self._next_rows())
+            if len(batch):  # one of overlong activations alone has nothing to learn from
+                return batch
+
+    def put_back(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        """Take back a batch that was not trained on; it comes next again."""
+        self._given_back = batch
+
+    def drop_what_was_put_back(self) -> None:
+        """Let that batch be; what comes next is the one after it."""
+        self._given_back = None
+
+    def finished(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "kept d_in"]:
+        """Rows as they are trained on: without overlong ones, and whitened."""
+        rows = self.without_overlong(rows)
+        return rows if self.whitening is None else whiten_parts(self.whitening, rows)
+
+    @property
+    def norm_limit(self) -> float | None:
+        """The longest raw activation that is trained on; None for any length."""
+        if self.norm_median is None or self.settings.norm_multiple is None:
+            return None
+        return self.norm_median * self.settings.norm_multiple
+
+    def without_overlong(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "kept d_in"]:
+        """Rows whose input activation is no longer than the limit; rows may be scaled."""
+        if self.norm_limit is None:
+            return rows
+        limit = self.norm_limit * (self.norm_scaling_factor or 1.0)
+        return rows[self._inputs(rows).float().norm(dim=-1) <= limit]
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics, and the batch that was put back."""
+        whitening = self.whitening
+        return {
+            "given_back": self._given_back,
+            "norm_scaling_factor": self.norm_scaling_factor,
+            "norm_median": self.norm_median,
+            "whitening": None if whitening is None else [part.state_dict() for part in whitening],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state_dict`."""
+        self.norm_scaling_factor = state["norm_scaling_factor"]
+        self.norm_median = state.get("norm_median")
+        self._given_back = state.get("given_back")
+        parts = state.get("whitening")
+        self.whitening = None if parts is None else tuple(map(Whitening.from_state_dict, parts))
+
+    def _next_rows(self) -> Float[Tensor, "batch d_in"]:
+        """The next rows, scaled where there is a factor."""
+        raise NotImplementedError
+
+    def _inputs(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_in"]:
+        widths = self.settings.widths
+        return rows if widths is None else rows[:, : widths[0]]
+
+    @property
+    def _needs_median(self) -> bool:
+        return self.settings.norm_multiple is not None and self.norm_median is None
+
+    @property
+    def _needs_whitening(self) -> bool:
+        return self.settings.normalize_activations == WHITENING and self.whitening is None
+
+    def _take_median(self, batches: Iterable[Tensor]) -> None:
+        """From unscaled batches; not that many are needed.
+
+        Raises:
+            ValueError: when there is no batch, or the median is zero or not finite.
+        """
+        some = islice(batches, min(self.settings.n_batches, _BATCHES_FOR_MEDIAN))
+        norms = [self._inputs(rows).float().norm(dim=-1).cpu() for rows in some]
+        median = torch.cat(norms).median().item() if norms else 0.0
+        if not math.isfinite(median) or median == 0.0:
+            raise ValueError(
+                f"The median norm of the activations over {len(norms)} batches is {median}, so "
+                "none can be left out for being longer; check the source, or leave norm_filter out."
+            )
+        self.norm_median = median
+
+    def _take_whitening(self, batches: Iterable[Tensor]) -> None:
+        """From unscaled batches, without those that are left out."""
+        estimates: list[CovarianceEstimate] = []
+        for rows in islice(batches, self.settings.n_batches):
+            kept = self.without_overlong(rows)
+            parts = kept.split(list(self.settings.widths or [kept.shape[-1]]), dim=-1)
+            estimates = estimates or [CovarianceEstimate() for _ in parts]
+            for estimate, part in zip(estimates, parts, strict=True):
+                estimate.add(part)
+        shrinkage = self.settings.shrinkage
+        estimates = estimates or [CovarianceEstimate()]
+        self.whitening = tuple(estimate.whitening(shrinkage) for estimate in estimates)
 
 
-class StoreSource:
-    """Batches of an `ActivationsStore`, which estimates and applies the scaling factor itself."""
+class StoreSource(ActivationSource):
+    """Batches of an `ActivationsStore`, which estimates and applies the scaling factor itself.
 
-    def __init__(self, store: Any) -> None:
+    Args:
+        store: an `ActivationsStore`, or anything with its `next_batch`, its scaling factor and,
+            where statistics are needed, its `look_ahead`.
+        settings: what is done to activations; nothing when None.
+    """
+
+    def __init__(self, store: Any, settings: SourceSettings | None = None) -> None:
+        super().__init__(settings or SourceSettings())
         self.store = store
 
     @property
@@ -50,45 +200,72 @@ class StoreSource:
         pause_prefetching(self.store)
         self.store.estimated_norm_scaling_factor = value
 
+    @torch.no_grad()
     def prepare(self) -> None:
-        """Let the store estimate its factor, if it has none yet and needs one."""
+        """Let the store estimate its factor, and look ahead for the other statistics."""
+        if self._needs_median:
+            self._look_ahead(self._take_median)
+        if self._needs_whitening:
+            self._look_ahead(self._take_whitening)
         self.store.set_norm_scaling_factor_if_needed()
 
-    def next_batch(self) -> Float[Tensor, "batch d_in"]:
-        """The store's next batch without its middle dimension."""
+    def sample(self) -> Float[Tensor, "n d_in"]:
+        """Some of the first activations, as they are trained on; none of them is used up."""
+        self.prepare()
+        return self.finished(self.store.storage_buffer[:, 0, :])
+
+    def _look_ahead(self, take: Callable[[Iterable[Tensor]], None]) -> None:
+        with closing(self.store.look_ahead(self.settings.n_batches)) as batches:
+            take(rows[:, 0, :] for rows in batches)
+
+    def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         return self.store.next_batch()[:, 0, :]
 
 
-class IteratorSource:
+class IteratorSource(ActivationSource):
     """Batches of any iterable of `[batch, d_in]` (or `[batch, 1, d_in]`) tensors.
+
+    The batches from which statistics are taken are not trained on.
 
     Args:
         batches: the iterable.
-        scales: whether batches are scaled to a mean norm of sqrt(d_in). The batches from which the
-            factor is estimated are not trained on.
-        n_batches_for_norm_estimate: how many these are.
+        settings: what is done to activations; scaling is this source's own work.
     """
 
-    def __init__(
-        self, batches: Iterable[Tensor], scales: bool, n_batches_for_norm_estimate: int
-    ) -> None:
-        self._batches: Iterator[Tensor] = iter(batches)
-        self._scales = scales
-        self._n_batches_for_norm_estimate = n_batches_for_norm_estimate
-        self.norm_scaling_factor: float | None = None
+    def __init__(self, batches: Iterable[Tensor], settings: SourceSettings | None = None) -> None:
+        super().__init__(settings or SourceSettings())
+        self._batches: Iterator[Tensor] = map(_without_middle, iter(batches))
+        self._factor: float | None = None
+
+    @property
+    def norm_scaling_factor(self) -> float | None:
+        """The factor that batches are multiplied by."""
+        return self._factor
+
+    @norm_scaling_factor.setter
+    def norm_scaling_factor(self, value: float | None) -> None:
+        self._factor = value
 
     @torch.no_grad()
     def prepare(self) -> None:
-        """Estimate the factor: sqrt(d_in) over the mean norm of the first batches.
+        """Take the statistics from the first batches.
 
         Raises:
-            ValueError: when there is no batch, or the mean norm is zero or not finite.
+            ValueError: when there is no batch, or the statistics are zero or not finite.
         """
-        if not self._scales or self.norm_scaling_factor is not None:
-            return
+        if self._needs_median:
+            self._take_median(self._batches)
+        if self._needs_whitening:
+            self._take_whitening(self._batches)
+        scales = self.settings.normalize_activations == SCALED_BY_THE_SOURCE
+        if scales and self._factor is None:
+            self._factor = self._estimated_factor()
+
+    def _estimated_factor(self) -> float:
+        """sqrt(d_in) over the mean norm of the first batches."""
         norms, d_in = [], 0
-        for batch in itertools.islice(self._batches, self._n_batches_for_norm_estimate):
-            norms.append(batch.float().norm(dim=-1).mean())
+        for batch in islice(self._batches, self.settings.n_batches):
+            norms.append(self.without_overlong(batch).float().norm(dim=-1).mean())
             d_in = batch.shape[-1]
         mean_norm = torch.stack(norms).mean().item() if norms else 0.0
         if not math.isfinite(mean_norm) or mean_norm == 0.0:
@@ -96,14 +273,15 @@ class IteratorSource:
                 f"The mean norm of the activations over {len(norms)} batches is {mean_norm}, so "
                 "they cannot be scaled; check the source, or use normalize_activations='none'."
             )
-        self.norm_scaling_factor = math.sqrt(d_in) / mean_norm
+        return math.sqrt(d_in) / mean_norm
 
-    def next_batch(self) -> Float[Tensor, "batch d_in"]:
-        """The next batch, scaled where a factor is used."""
+    def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         batch = next(self._batches)
-        if batch.ndim == 3 and batch.shape[1] == 1:
-            batch = batch[:, 0, :]
-        return batch if self.norm_scaling_factor is None else batch * self.norm_scaling_factor
+        return batch if self._factor is None else batch * self._factor
+
+
+def _without_middle(batch: Tensor) -> Tensor:
+    return batch[:, 0, :] if batch.ndim == 3 and batch.shape[1] == 1 else batch
 
 
 def pause_prefetching(data: Any) -> None:
