@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from jaxtyping import Float
 from torch import Tensor, nn
 from transformer_lens.hook_points import HookPoint
 
@@ -62,9 +63,7 @@ class HookedCausalLM(HookedProxyLM):
         super().setup()
         for module in self.model.modules():
             _remove_input_hooks(module)
-        # The decoder without the unembedding, or the model itself if it has none.
-        parts = [self.model, *self.model.children()]
-        decoder = next(part for part in parts if hasattr(part, self._family.layers))
+        decoder = self._decoder
         layers: Any = getattr(decoder, self._family.layers)
         if self._family.embedding is not None:
             self._hook_output(decoder.get_submodule(self._family.embedding), "hook_embed")
@@ -73,6 +72,34 @@ class HookedCausalLM(HookedProxyLM):
         for index, layer in enumerate(layers):
             for name, place in self._family.in_layer.items():
                 self._hook_place(layer, place, f"blocks.{index}.{name}")
+
+    @property
+    def _decoder(self) -> nn.Module:
+        """The decoder without the unembedding, or the model itself if it has none."""
+        parts = [self.model, *self.model.children()]
+        return next(part for part in parts if hasattr(part, self._family.layers))
+
+    @property
+    def final_norm_weight(self) -> Float[Tensor, " d_model"]:
+        """What the norm behind the last layer multiplies by."""
+        norm: Any = self._decoder.get_submodule(self._family.final_norm)
+        # Gemma's norms keep their weight's distance from one.
+        return norm.weight + 1 if "Gemma" in type(norm).__name__ else norm.weight
+
+    def weight_into_residual(self, hook_name: str) -> Float[Tensor, "width d_model"] | None:
+        """The linear map from a hook to the residual stream of its layer; None if there is none.
+
+        It exists at `attn.hook_z` (heads side by side) and `mlp.hook_post`, where the branch is
+        not normalised behind it.
+        """
+        block, _, name = hook_name.removeprefix("blocks.").partition(".")
+        is_inner = name in ("attn.hook_z", "mlp.hook_post")
+        if not is_inner or self._family.normalises_branches:
+            return None
+        layers: Any = getattr(self._decoder, self._family.layers)
+        module = layers[int(block)].get_submodule(self._family.in_layer[name].module)
+        # GPT-2 keeps [in, out], linear layers [out, in].
+        return module.weight.T if isinstance(module, nn.Linear) else module.weight
 
     def _hook_place(self, layer: nn.Module, place: Place, name: str) -> None:
         module = layer.get_submodule(place.module)

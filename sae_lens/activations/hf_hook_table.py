@@ -38,13 +38,18 @@ class Family:
     Attributes:
         layers: name of the list of layers in the decoder.
         in_layer: places by TransformerLens name, without `blocks.N.`.
+        final_norm: name of the norm behind the last layer.
         embedding: name of the token embedding there, where its output is `hook_embed`; None where
             that is what enters the first layer.
+        normalises_branches: what attention and MLP put out is normalised before it is added to the
+            residual stream.
     """
 
     layers: str
     in_layer: dict[str, Place]
+    final_norm: str
     embedding: str | None = None
+    normalises_branches: bool = False
 
 
 _BORDERS = {
@@ -59,6 +64,7 @@ _GATED_MLP = {
 
 _GPT2 = Family(
     layers="h",
+    final_norm="ln_f",
     embedding="wte",
     in_layer={
         **_BORDERS,
@@ -73,6 +79,7 @@ _GPT2 = Family(
 # Attention and MLP read the same residual stream side by side: there is nothing between them.
 _NEOX = Family(
     layers="layers",
+    final_norm="final_layer_norm",
     in_layer={
         **_BORDERS,
         "hook_attn_out": Place("attention", "output"),
@@ -84,6 +91,7 @@ _NEOX = Family(
 )
 _LLAMA = Family(
     layers="layers",
+    final_norm="norm",
     in_layer={
         **_BORDERS,
         **_GATED_MLP,
@@ -93,9 +101,10 @@ _LLAMA = Family(
         "attn.hook_z": Place("self_attn.o_proj", "input", has_heads=True),
     },
 )
-# What attention and MLP put out is normalised once more before it is added to the residual stream.
 _GEMMA_2 = Family(
     layers="layers",
+    final_norm="norm",
+    normalises_branches=True,
     in_layer={
         **_BORDERS,
         **_GATED_MLP,

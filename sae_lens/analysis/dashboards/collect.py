@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from sae_lens.activations.model_adapters import model_device
 from sae_lens.analysis.dashboards.data import (
     FeatureDashboardData,
     FeatureRecord,
@@ -26,8 +27,13 @@ from sae_lens.analysis.dashboards.running import (
     SampledPassages,
     TopPassages,
 )
+from sae_lens.analysis.interventions import (
+    Sites,
+    evaluation_mode,
+    read_activations,
+    sites_of,
+)
 from sae_lens.errors import InvalidArgumentError
-from sae_lens.hook_names import layer_of
 
 # A batch has at most this many feature activations, whatever the width of the SAE.
 _MAX_ACTIVATIONS_PER_BATCH = 2**26
@@ -80,7 +86,7 @@ def collect_feature_data(
 
     Args:
         sae: An SAE, or the folder of one.
-        model: A `HookedTransformer`, or anything with its `run_with_cache`.
+        model: A `HookedTransformer`, or a Hugging Face model as `load_model` wraps it.
         data: Token ids [row, pos]; or a dataset (or its name, or any iterable) whose rows are
             texts, dicts with a column "text", or dicts with a column "tokens" or "input_ids".
         features: Indices; a number for that many of the first; None for all.
@@ -93,9 +99,12 @@ def collect_feature_data(
     Raises:
         InvalidArgumentError: A feature that the SAE does not have; a hook whose width is not the
             SAE's; data without a single token to count.
+        ValueError: A hook that the model does not have.
     """
     settings = settings or DashboardSettings()
     sae = _loaded(sae)
+    sites = sites_of(sae, model)
+    sites = Sites(sites.input, sites.input, sites.stop_at_layer)  # what is written is not read
     chosen = _feature_indices(features, sae.cfg.d_sae)
     ignored = torch.tensor(sorted(_ignored_ids(model, ignore_token_ids)), dtype=torch.int64)
     statistics = _Statistics(sae, len(chosen), settings)
@@ -105,7 +114,7 @@ def collect_feature_data(
         total=settings.n_tokens, desc="features", unit="token", disable=not show_progress
     ) as bar:
         for tokens in _batches(rows, settings, sae.cfg.d_sae):
-            acts = _feature_activations(sae, model, tokens)  # [batch, pos, d_sae]
+            acts = _feature_activations(sae, model, tokens, sites)  # [batch, pos, d_sae]
             counted = _counted_positions(tokens, ignored, sae.cfg.seqpos_slice)
             acts = acts * counted[..., None].to(acts.device)
             statistics.n_tokens += int(counted.sum())
@@ -172,7 +181,9 @@ class _Statistics:
                 )
             )
         return FeatureDashboardData(
-            model_name=str(sae.cfg.model_name or getattr(model.cfg, "model_name", "")),
+            model_name=str(
+                sae.cfg.model_name or getattr(getattr(model, "cfg", None), "model_name", "")
+            ),
             hook_name=str(sae.cfg.hook_name),
             architecture=str(sae.cfg.architecture),
             d_in=sae.cfg.d_in,
@@ -229,29 +240,16 @@ def _counted_positions(
 
 
 def _feature_activations(
-    sae: Any, model: Any, tokens: Int[Tensor, "batch pos"]
+    sae: Any, model: Any, tokens: Int[Tensor, "batch pos"], sites: Sites
 ) -> Float[Tensor, "batch pos d_sae"]:
-    name = sae.cfg.hook_name
-    layer = layer_of(name) if sae.cfg.hook_layer is None else sae.cfg.hook_layer
-    _, cache = model.run_with_cache(
-        tokens.to(model.cfg.device),
-        names_filter=[name],
-        stop_at_layer=layer + 1,
-        return_type=None,
-        prepend_bos=False,
-    )
-    acts = cache[name]
-    if sae.cfg.hook_head_index is not None:
-        acts = acts[:, :, sae.cfg.hook_head_index]
-    width = acts.shape[2:].numel()
-    if width != sae.cfg.d_in:
+    acts = read_activations(model, tokens.to(model_device(model)), sites, {}).input
+    if acts.shape[-1] != sae.cfg.d_in:
         raise InvalidArgumentError(
-            f"The hook {name} is {width} wide and the SAE expects d_in={sae.cfg.d_in}. "
-            "Give the model that the SAE was trained on."
+            f"The hook {sites.input.hook_name} is {acts.shape[-1]} wide and the SAE expects "
+            f"d_in={sae.cfg.d_in}. Give the model that the SAE was trained on."
         )
-    if acts.ndim > 3 and not sae.hook_z_reshaping_mode:
-        acts = acts.flatten(2)
-    features = sae.encode(acts.to(sae.device, sae.dtype))
+    with evaluation_mode(sae):
+        features = sae.encode(acts.to(sae.device, sae.dtype))
     return features.to_dense() if features.is_sparse else features
 
 
@@ -259,7 +257,8 @@ def _token_rows(
     data: Tensor | str | Iterable[Any], sae: Any, model: Any, settings: DashboardSettings
 ) -> Iterator[Int[Tensor, " pos"]]:
     """Contexts of one length."""
-    size = settings.context_size or sae.cfg.context_size or getattr(model.cfg, "n_ctx", 128)
+    longest = getattr(getattr(model, "cfg", None), "n_ctx", 128)
+    size = settings.context_size or sae.cfg.context_size or longest
     if isinstance(data, Tensor):
         yield from data[:, :size].long().cpu()
         return

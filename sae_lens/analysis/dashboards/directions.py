@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens.analysis.dashboards.data import LogitEffect, Neighbor
+from sae_lens.analysis.interventions import fact
 from sae_lens.hook_names import layer_of
 
 _CHUNK = 1024
@@ -64,15 +65,19 @@ def neighbors(sae: Any, features: Int[Tensor, " feature"], count: int) -> list[l
 
 
 def _unembedding(model: Any) -> Float[Tensor, "d_model d_vocab"] | None:
-    """The unembedding with the weight of the norm before it, if it has one."""
+    """The unembedding with the weight of the norm before it, where that is known."""
     if hasattr(model, "W_U"):
-        weight = model.W_U.detach().float()
+        weight = model.W_U
         scale = getattr(getattr(model, "ln_final", None), "w", None)
-        return weight if scale is None else weight * scale.detach().float()[:, None]
-    inner = getattr(model, "model", model)  # a wrapper around a Hugging Face model
-    if hasattr(inner, "get_output_embeddings") and inner.get_output_embeddings() is not None:
-        return inner.get_output_embeddings().weight.detach().float().T
-    return None
+    else:
+        inner = getattr(model, "model", model)  # a wrapper around a Hugging Face model
+        embeddings = getattr(inner, "get_output_embeddings", lambda: None)()
+        if embeddings is None:
+            return None
+        weight = embeddings.weight.T
+        scale = getattr(model, "final_norm_weight", None)
+    weight = weight.detach().float()
+    return weight if scale is None else weight * scale.detach().float()[:, None]
 
 
 def _map_to_residual(sae: Any, model: Any) -> Float[Tensor, "d_in d_model"] | None:
@@ -81,16 +86,27 @@ def _map_to_residual(sae: Any, model: Any) -> Float[Tensor, "d_in d_model"] | No
     if unembedding is None:
         return None
     d_model, d_out = unembedding.shape[0], sae.W_dec.shape[1]
-    name = sae.cfg.metadata.hook_name_out or sae.cfg.hook_name or ""
-    block = model.blocks[layer_of(name)] if hasattr(model, "blocks") else None
-    if name.endswith("hook_z") and block is not None:
+    name = fact(sae.cfg, "hook_name_out") or sae.cfg.hook_name or ""
+    if name.endswith(("attn.hook_z", "mlp.hook_post")):
+        weight = _weight_into_residual(model, name)
         head = sae.cfg.hook_head_index
-        weight = block.attn.W_O.detach().float()  # [head, d_head, d_model]
-        weight = weight.flatten(0, 1) if head is None else weight[head]
-    elif name.endswith("mlp.hook_post") and block is not None:
-        weight = block.mlp.W_out.detach().float()
+        if weight is not None and head is not None:
+            weight = weight[head * d_out : (head + 1) * d_out]
     elif d_out == d_model and not any(kind in name for kind in ("hook_q", "hook_k", "hook_v")):
-        return torch.eye(d_model, device=unembedding.device)
+        weight = torch.eye(d_model, device=unembedding.device)
     else:
         return None
-    return weight if weight.shape[0] == d_out else None
+    return weight if weight is not None and weight.shape[0] == d_out else None
+
+
+def _weight_into_residual(model: Any, hook_name: str) -> Float[Tensor, "width d_model"] | None:
+    """The weights behind the heads' outputs (side by side) or the neurons of an MLP."""
+    if hasattr(model, "weight_into_residual"):
+        weight = model.weight_into_residual(hook_name)
+        return None if weight is None else weight.detach().float()
+    if not hasattr(model, "blocks") or model.cfg.use_normalization_before_and_after:
+        return None
+    block = model.blocks[layer_of(hook_name)]
+    is_heads = hook_name.endswith("hook_z")
+    weight = block.attn.W_O.flatten(0, 1) if is_heads else block.mlp.W_out
+    return weight.detach().float()
