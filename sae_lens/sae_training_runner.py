@@ -10,11 +10,8 @@ from __future__ import annotations
 import argparse
 import logging
 import random
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,8 @@ import torch
 
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
-from sae_lens.activations.paired import PairedActivationsStore
 from sae_lens.activations.store import ActivationsStore
+from sae_lens.activations.stores import store_class_for, with_other_models
 from sae_lens.atomic_files import atomic_write_json
 from sae_lens.config.arguments import (
     add_config_arguments,
@@ -35,26 +32,27 @@ from sae_lens.config.arguments import (
 from sae_lens.config.resuming import find_checkpoint
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
-from sae_lens.errors import DataSourceError
 from sae_lens.preflight import PreflightReport, preflight
 from sae_lens.saes.files import jsonable
 from sae_lens.saes.normalization import normalize
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.evaluation import InModelEvaluator
+from sae_lens.training.features import TrainingFeatures
+from sae_lens.training.folding import bring_into_source_space
 from sae_lens.training.geometric_median import compute_geometric_median
+from sae_lens.training.initialization import InitialWeights, draw_weights, fit_weights
+from sae_lens.training.interruptions import InterruptedException, stopping_on_signals
 from sae_lens.training.loggers import make_logger
 from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.resume_files import ResumableCheckpoint
 from sae_lens.training.resumption import restore
+from sae_lens.training.sources import StoreSource
 from sae_lens.training.trainer import SAETrainer
-from sae_lens.training.trainer_checkpoints import save_trainer
+from sae_lens.training.trainer_checkpoints import save_after_error, save_trainer
+from sae_lens.training.trainer_parts import source_settings
 
 logger = logging.getLogger(__name__)
-
-
-class InterruptedException(Exception):
-    """The run was asked to stop, by SIGINT or SIGTERM."""
 
 
 def interrupt_callback(sig_num: Any, stack_frame: Any) -> None:
@@ -69,7 +67,8 @@ class SAETrainingRunner:
     Args:
         cfg: the run's config.
         override_dataset: data to use instead of `cfg.dataset_path`.
-        override_model: a model to use instead of loading `cfg.model_name`.
+        override_model: a model to use instead of loading `cfg.model_name`; for an SAE of several
+            models, a list of them.
         override_sae: a training SAE to use instead of making one.
 
     Raises:
@@ -88,6 +87,7 @@ class SAETrainingRunner:
     model: Any
     activations_store: ActivationsStore
     sae: TrainingSAE
+    source: StoreSource
     _resumed: ResumableCheckpoint | None
     _random_state_before: dict[str, Any]
 
@@ -126,22 +126,27 @@ class SAETrainingRunner:
         cfg = self.cfg
         self.model = override_model
         if override_model is None:
-            self.model = load_model(
-                cfg.model_class_name,
-                cfg.model_name,
-                device=cfg.llm_device or cfg.device,
-                model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
-            )
-        is_paired = getattr(cfg.sae, "hook_name_out", None) is not None
-        store_class = PairedActivationsStore if is_paired else ActivationsStore
-        self.activations_store = store_class.from_config(
+            self.model = self._load_model(cfg.model_name)
+        self.model = with_other_models(self.model, cfg, self._load_model)
+        self.activations_store = store_class_for(cfg.sae).from_config(
             self.model, cfg, override_dataset=override_dataset
         )
         if cfg.auto_batch:
             self.activations_store.halving = HalvingRunner()
         if not cfg.use_cached_activations:
             self.activations_store.check_model()
+        self.source = StoreSource(
+            self.activations_store, source_settings(cfg, self.activations_store)
+        )
         self.sae = self._make_sae(override_sae)
+
+    def _load_model(self, name: str) -> Any:
+        return load_model(
+            self.cfg.model_class_name,
+            name,
+            device=self.cfg.llm_device or self.cfg.device,
+            model_from_pretrained_kwargs=self.cfg.model_from_pretrained_kwargs,
+        )
 
     def run(self) -> TrainingSAE:
         """Train the SAE, save it, and return it.
@@ -166,6 +171,7 @@ class SAETrainingRunner:
                 cfg=self.cfg,
                 evaluator=self._make_evaluator() if needs_evaluator else None,
                 logger=run_logger,
+                source=self.source,
             )
             if self._resumed is not None:
                 restore(trainer, self._resumed)
@@ -201,7 +207,7 @@ class SAETrainingRunner:
         trained = override_sae
         path = self.cfg.from_pretrained_path
         if trained is None and path is not None:
-            trained = TrainingSAE.load_from_pretrained(path, self.cfg.device)
+            trained = self._load_sae(path)
         if trained is not None:
             if trained.cfg.d_in != self.cfg.d_in:
                 what = "that was passed" if override_sae is not None else f"in {path}"
@@ -209,24 +215,53 @@ class SAETrainingRunner:
                     f"The SAE {what} has d_in={trained.cfg.d_in}, the config "
                     f"d_in={self.cfg.d_in}; make them equal."
                 )
+            if self._initial_weights is not None and self._resumed is None:
+                raise ValueError(
+                    "features.initial_weights are for a new SAE; this run starts from a trained "
+                    "one. Leave them out."
+                )
             return trained
         self.sae = TrainingSAE(self.cfg.training_sae_config())
         if self._resumed is None:
-            self._init_sae_group_b_decs()
+            self._initialize()
         return self.sae
+
+    @property
+    def _initial_weights(self) -> InitialWeights | None:
+        return TrainingFeatures.of(self.cfg.features).initial_weights
+
+    def _initialize(self) -> None:
+        """First weights and decoder bias, as the config asks."""
+        rules = self._initial_weights
+        if rules is None:
+            self._init_sae_group_b_decs()
+            return
+        sample = self.source.sample()[: self.cfg.train_batch_size_tokens]
+        sample = sample.to(self.sae.device, self.sae.dtype)
+        draw_weights(self.sae, rules, sample, self.model)
+        self._init_sae_group_b_decs()
+        norm = fit_weights(self.sae, rules, sample)
+        if norm is not None:
+            logger.info("Decoder rows start with a norm of %.3f.", norm)
+
+    def _load_sae(self, path: str) -> TrainingSAE:
+        """A trained SAE, brought from raw activations to those that the run trains on."""
+        sae = TrainingSAE.load_from_pretrained(path, self.cfg.device)
+        if self._resumed is None:  # else the checkpoint has the weights, and the statistics
+            self.source.prepare()
+        bring_into_source_space(sae, self.source, self.cfg.normalize_activations)
+        return sae
 
     @torch.no_grad()
     def _init_sae_group_b_decs(self) -> None:
         """Start the decoder bias at the median or mean of the first activations.
 
-        The bias lives in the space of the SAE's processed input, so the sample is scaled (by the
-        store) or normalised (here) first.
+        The bias lives in the space of the SAE's processed input, so the sample is scaled or
+        whitened (by the source) or normalised (here) first.
         """
         if self.cfg.b_dec_init_method == "zeros":
             return
-        self.activations_store.set_norm_scaling_factor_if_needed()
-        sample = self.activations_store.storage_buffer[:, 0, :]
-        sample, _ = normalize(self.cfg.normalize_activations, sample)
+        sample, _ = normalize(self.cfg.normalize_activations, self.source.sample())
         if self.cfg.b_dec_init_method == "geometric_median":
             found = compute_geometric_median(sample, maxiter=100, verbose=self.cfg.verbose)
             self.sae.initialize_b_dec_with_precalculated(found.median)
@@ -252,25 +287,19 @@ class SAETrainingRunner:
     # -- interruptions, checkpoints, output -------------------------------------------------------
 
     def run_trainer_with_interruption_handling(self, trainer: SAETrainer) -> TrainingSAE:
-        """Run `trainer.fit()`; on SIGINT or SIGTERM save a checkpoint and raise.
+        """Run `trainer.fit()`; on SIGINT or SIGTERM, or an error, save a checkpoint and raise.
 
-        A signal that arrives during a training step takes effect when the step is complete, a
-        second one at once (its checkpoint then holds weights, but cannot be gone on from). SIGUSR1
-        makes a checkpoint without stopping. Data that cannot be read any further end the run like a
-        signal. Handlers that were there before are restored. Outside the main thread, where Python
-        allows no handlers, none are installed.
+        A signal that arrives during a training step takes effect when the step is complete; while
+        activations are gathered, at once. If it comes again later than a second after, it breaks
+        off whatever is done, and there is a checkpoint only if that was between two steps. SIGUSR1
+        makes a checkpoint without stopping. Handlers that were there before are restored. Outside
+        the main thread, where Python allows no handlers, none are installed.
         """
-        with _stopping_on_signals(trainer):
+        with stopping_on_signals(trainer):
             try:
                 return trainer.fit()
-            except (KeyboardInterrupt, InterruptedException, DataSourceError) as error:
-                if trainer.weights_are_final:
-                    raise  # the final checkpoint is complete by then
-                logger.warning(
-                    "%s; saving a checkpoint before stopping.", str(error) or "Interrupted"
-                )
-                self.save_checkpoint(trainer, checkpoint_name=str(trainer.n_training_tokens))
-                logger.info("The checkpoint is saved.")
+            except (Exception, KeyboardInterrupt) as error:
+                save_after_error(trainer, error, self.save_checkpoint)
                 raise
 
     @staticmethod
@@ -289,36 +318,6 @@ class SAETrainingRunner:
 
 
 LanguageModelSAETrainingRunner = SAETrainingRunner
-
-
-@contextmanager
-def _stopping_on_signals(trainer: SAETrainer) -> Iterator[None]:
-    """Inside, SIGINT and SIGTERM stop `trainer` after its current step; SIGUSR1 makes it save."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def stop(sig_num: int, stack_frame: Any) -> None:
-        request = InterruptedException(f"interrupted by {signal.Signals(sig_num).name}")
-        if trainer.request_stop(request) is not True:
-            interrupt_callback(sig_num, stack_frame)
-
-    def make_checkpoint(sig_num: int, stack_frame: Any) -> None:
-        del sig_num, stack_frame
-        trainer.request_checkpoint()
-
-    handlers: dict[int, Any] = {signal.SIGINT: stop, signal.SIGTERM: stop}
-    if hasattr(signal, "SIGUSR1"):  # not on Windows
-        handlers[signal.SIGUSR1] = make_checkpoint
-    previous = {number: signal.getsignal(number) for number in handlers}
-    try:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-        yield
-    finally:
-        for number, handler in previous.items():
-            # None stands for a handler that was not installed from Python and cannot be put back.
-            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def _seed_everything(seed: int | None) -> None:

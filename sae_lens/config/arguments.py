@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 from sae_lens.config.early_names import EARLY_NAMES, unknown_names_message
 from sae_lens.config.fields import json_dict
 from sae_lens.config.nested import as_sae_config
+from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.errors import stumbling_over
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.config import TrainingSAEConfig
@@ -27,6 +28,7 @@ from sae_lens.saes.config import TrainingSAEConfig
 Config = TypeVar("Config")
 
 _MOST_VALUES = 100_000
+_TEXTS_ELSEWHERE = "not listed mean what they mean in `LanguageModelSAERunnerConfig`"
 
 _TRUE = ("true", "yes", "on", "1")
 _FALSE = ("false", "no", "off", "0")
@@ -205,9 +207,15 @@ def type_name(hint: Any) -> str:
 
 
 def field_help(cls: type[Any]) -> dict[str, str]:
-    """Name -> one line, from the `Attributes` section of a class's docstring."""
-    section = (cls.__doc__ or "").partition("Attributes:\n")[2]
+    """Name -> one line, from the `Attributes` section of a class's docstring.
+
+    A docstring that says so leaves the other fields to that of `LanguageModelSAERunnerConfig`.
+    """
+    doc = cls.__doc__ or ""
+    section = doc.partition("Attributes:\n")[2]
     texts: dict[str, str] = {}
+    if _TEXTS_ELSEWHERE in " ".join(doc.split()):
+        texts = field_help(LanguageModelSAERunnerConfig)
     name = None
     for line in section.splitlines():
         start = re.match(r"\s{4,8}(\w+): (.+)$", line)

@@ -34,66 +34,27 @@ _SHARED = (
 class MultiSAETrainingRunnerConfig:
     """A run that trains several SAEs side by side.
 
+    Fields that are not listed mean what they mean in `LanguageModelSAERunnerConfig`.
+
     Attributes:
         saes: the training configs of the SAEs, by name. The names become folders.
         hook_names: the hook of each SAE by its name, or one hook for all.
         hook_head_indices: one head of it, likewise.
-        model_name: the language model, by its name in TransformerLens or on the hub.
-        model_class_name: HookedTransformer, HookedMamba or AutoModelForCausalLM.
-        dataset_path: the text or tokens: a name on the hub or a folder.
-        dataset_trust_remote_code: allow the data set's own loading code where it needs it.
-        streaming: read the data set while training instead of loading it first.
         use_chat_formatting: not supported; must stay False.
-        context_size: tokens per prompt.
-        n_batches_in_buffer: prompt batches that the shuffling buffer holds.
-        training_tokens: tokens to train on.
-        store_batch_size_prompts: prompts per forward pass of the language model.
-        seqpos_slice: positions of a prompt that are used: arguments of slice().
         disable_concat_sequences: one text per prompt; texts that are too short are skipped.
         sequence_separator_token: what stands between texts; only "bos" is supported.
-        activations_mixing_fraction: share of the buffer that stays for mixing.
-        device: where the SAEs are trained and the language model runs.
-        llm_device: where the language model runs, if not on device.
         act_store_device: where the shuffling buffer lies, if not on device.
         prefetch_llm_batches: batches of the language model that a thread makes ahead; True for as
             many as a refill of the buffer reads.
         seed: seed of everything random in the run, the same for every SAE.
-        dtype: dtype of weights and activations.
-        prepend_bos: begin prompts with a beginning-of-sequence token.
-        autocast: train in bfloat16 where that is safe.
-        autocast_lm: run the language model in bfloat16 where that is safe.
-        compile_llm: compile the language model.
-        llm_compilation_mode: mode of that compilation.
-        train_batch_size_tokens: activations per training step.
-        adam_beta1: Adam's decay of the gradient's mean.
-        adam_beta2: Adam's decay of the gradient's square.
-        lr: learning rate.
-        lr_scheduler_name: constant, cosineannealing or cosineannealingwarmrestarts.
-        lr_warm_up_steps: steps of linear warm-up of the learning rate.
-        lr_end: learning rate at the end of the cosine schedules; lr / 10 when not given.
-        lr_decay_steps: last steps, in which the learning rate falls linearly to zero.
-        n_restart_cycles: cycles of cosineannealingwarmrestarts.
-        dead_feature_window: steps of silence after which a feature counts as dead.
-        feature_sampling_window: steps over which firing densities are measured.
-        dead_feature_threshold: firing density below which a feature is counted in the logs.
-        n_eval_batches: batches per evaluation.
-        eval_batch_size_prompts: prompts per evaluation batch; store_batch_size_prompts when None.
         evaluator: called as `evaluator(sae, data_provider, scaler)` instead of the usual
             evaluations; returns numbers to log.
         logger: what is logged, and where.
-        n_checkpoints: checkpoints along the way, besides the final one.
         checkpoint_path: folder under which the run makes a folder of its own, and in that one for
             each SAE.
         save_final_checkpoint: the final checkpoints are always saved, whatever this says.
         output_path: folder for the trained SAEs in their inference form, one in it for each.
         resume_from_checkpoint: not supported; must stay None.
-        model_kwargs: arguments of the language model's forward pass.
-        model_from_pretrained_kwargs: arguments for loading the language model.
-        sae_lens_version: version of the library that made the config.
-        sae_lens_training_version: version of the library that trains.
-        exclude_special_tokens: leave out activations of special tokens (true), or of these ids.
-        n_batches_for_norm_estimate: batches from which the mean norm of activations is estimated.
-        verbose: show a progress bar.
 
     Raises:
         ValueError: when the parts do not fit together.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from sae_lens.config.feature_validation import refuse_contradictory_features
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.training.features import features_as_dict
@@ -14,32 +15,17 @@ from sae_lens.training.features import features_as_dict
 class SAETrainerConfig:
     """How an SAE is trained on a stream of activations.
 
-    The sparsity coefficient and its warm-up come from the SAE's own config.
+    The sparsity coefficient and its warm-up come from the SAE's own config. Fields that are not
+    listed mean what they mean in `LanguageModelSAERunnerConfig`.
 
     Attributes:
         total_training_samples: number of activations to train on.
         train_batch_size_samples: activations per step.
-        lr: learning rate.
-        lr_end: learning rate at the end of the cosine schedules; `lr / 10` when None.
-        lr_scheduler_name: "constant", "cosineannealing" or "cosineannealingwarmrestarts".
-        lr_warm_up_steps: steps of linear warm-up.
-        lr_decay_steps: last steps, in which the rate falls linearly to zero.
-        n_restart_cycles: cycles of "cosineannealingwarmrestarts".
-        adam_beta1: Adam's decay of the gradient's mean.
-        adam_beta2: Adam's decay of the gradient's square.
-        device: where the SAE is trained.
-        autocast: compute in bfloat16 where that is safe.
-        dead_feature_window: steps of silence after which a feature counts as dead.
-        feature_sampling_window: steps over which firing densities are measured.
-        n_checkpoints: checkpoints along the way.
-        checkpoint_path: folder for them; None writes nothing.
+        checkpoint_path: folder for checkpoints; None writes nothing.
         save_final_checkpoint: whether the trained SAE is written there as well.
         logger: what is logged, and where.
         n_batches_for_norm_estimate: batches from which the mean norm of the activations is
             estimated, where the SAE's config asks for scaling.
-        sparse_kernels: training steps over active features only ("sparse"), over all ("dense"), or
-            by the measured density ("auto"); the numbers are the same.
-        features: further training features, as a `TrainingFeatures` or the dictionary of one.
     """
 
     total_training_samples: int
@@ -79,6 +65,7 @@ class SAETrainerConfig:
             self.logger = LoggingConfig(**self.logger)
         if self.lr_end is None:
             self.lr_end = self.lr / 10
+        refuse_contradictory_features(self)
         self.device = str(self.device)
 
     # The trainer reads the same names from every config.

@@ -11,6 +11,7 @@ import string
 import warnings
 from typing import Any
 
+from sae_lens.config.feature_validation import refuse_contradictory_features
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
@@ -77,6 +78,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
     _refuse_numbers_out_of_range(cfg)
     check_sparse_kernels(cfg.sparse_kernels)
     _refuse_bad_policies(cfg)
+    refuse_contradictory_features(cfg)
     if cfg.verbose:
         _log_summary(cfg)
     if cfg.use_ghost_grads:
@@ -225,6 +227,12 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
     for name, minimum in least.items():
         if getattr(cfg, name) < minimum:
             raise ValueError(f"{name} is {getattr(cfg, name)}; it must be at least {minimum}.")
+    k = cfg.activation_fn_kwargs.get("k")
+    if cfg.activation_fn == "topk" and k is not None and not 0 < k <= cfg.d_sae:
+        raise ValueError(
+            f"activation_fn_kwargs says k={k}; it must lie between 1 and the number of features, "
+            f"d_sae={cfg.d_sae}."
+        )
     if not 0 < cfg.activations_mixing_fraction < 1:
         raise ValueError(
             f"activations_mixing_fraction is {cfg.activations_mixing_fraction}; it must lie "

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 # Dense activations are counted in pieces of about this many elements: the piece that holds the
@@ -21,13 +21,24 @@ _ELEMENTS_PER_PIECE = 1 << 18
 class FiringStatistics:
     """Firing counts of the current sampling window, and steps since each feature last fired.
 
+    Args:
+        d_sae: number of features.
+        device: where the counts are.
+        counts_silent_tokens: whether silence is counted in tokens, too.
+
     Attributes:
         firing_counts: [d_sae], how many tokens of the window each feature fired on.
         n_tokens: how many tokens the window holds so far.
         steps_since_fired: [d_sae], training steps since the feature last fired.
+        tokens_since_fired: int64 [d_sae], the tokens of those steps; None when not counted.
     """
 
-    def __init__(self, d_sae: int, device: torch.device | str) -> None:
+    def __init__(
+        self, d_sae: int, device: torch.device | str, counts_silent_tokens: bool = False
+    ) -> None:
+        self.tokens_since_fired: Int[Tensor, " d_sae"] | None = None
+        if counts_silent_tokens:
+            self.tokens_since_fired = torch.zeros(d_sae, dtype=torch.int64, device=device)
         self.firing_counts = torch.zeros(d_sae, device=device)
         self.steps_since_fired = torch.zeros(d_sae, device=device)
         self.n_tokens: int = 0
@@ -38,7 +49,10 @@ class FiringStatistics:
         counts = count_firing(feature_acts)
         self.firing_counts.add_(counts)
         self.steps_since_fired.add_(1).masked_fill_(counts > 0, 0)
-        self.n_tokens += feature_acts.shape[:-1].numel()
+        n_tokens = feature_acts.shape[:-1].numel()
+        if self.tokens_since_fired is not None:
+            self.tokens_since_fired.add_(n_tokens).masked_fill_(counts > 0, 0)
+        self.n_tokens += n_tokens
 
     def reset_window(self) -> None:
         """Forget the window's counts; the silence of each feature goes on being counted."""
@@ -54,9 +68,21 @@ class FiringStatistics:
         """Which features have been silent for more than `n_steps` training steps."""
         return self.steps_since_fired > n_steps
 
+    def silent_for_tokens(self, n_tokens: int) -> Bool[Tensor, " d_sae"]:
+        """Which features have been silent for `n_tokens` tokens or more.
+
+        Raises:
+            ValueError: when that is not counted.
+        """
+        if self.tokens_since_fired is None:
+            raise ValueError("Tokens of silence are not counted: ask for it at construction.")
+        return self.tokens_since_fired >= n_tokens
+
     def state_dict(self) -> dict[str, Any]:
-        """The two count vectors and the number of tokens."""
+        """The count vectors and the number of tokens."""
+        tokens = self.tokens_since_fired
         return {
+            **({} if tokens is None else {"tokens_since_fired": tokens}),
             "firing_counts": self.firing_counts,
             "steps_since_fired": self.steps_since_fired,
             "n_tokens": self.n_tokens,
@@ -67,6 +93,9 @@ class FiringStatistics:
         device = self.firing_counts.device
         self.firing_counts = state["firing_counts"].to(device=device, copy=True)
         self.steps_since_fired = state["steps_since_fired"].to(device=device, copy=True)
+        if self.tokens_since_fired is not None and "tokens_since_fired" in state:
+            tokens = state["tokens_since_fired"]
+            self.tokens_since_fired = tokens.to(device=device, copy=True)
         self.n_tokens = int(state["n_tokens"])
 
 

@@ -114,7 +114,9 @@ class SAETrainer(TrainerReports, TrainerState):
         self.logger = parts.logger or make_logger(logging_config(self.cfg))
         self.save_checkpoint_fn = parts.save_checkpoint_fn
         self.save_checkpoint: Any = self.save_checkpoint_fn
+        self._has_runner = parts.has_runner
         if not parts.has_runner:
+            _refuse_initial_weights(self.cfg)
             self.save_checkpoint = save_without_runner
             if self.cfg.checkpoint_path is not None:
                 ensure_writable(self.cfg.checkpoint_path)
@@ -140,7 +142,8 @@ class SAETrainer(TrainerReports, TrainerState):
         )
         self.checkpoint_thresholds = self._checkpoint_thresholds()
         device = self.sae.device
-        self.statistics = FiringStatistics(self.sae.cfg.d_sae, device)
+        counts_tokens = self.features.features.dead_after_tokens is not None
+        self.statistics = FiringStatistics(self.sae.cfg.d_sae, device, counts_tokens)
         self._on_nan = getattr(self.cfg, "on_nan", "stop")
         self._nonfinite = NonFiniteWatch(device, skips=self._on_nan == "skip_batch")
         self.rewinds: dict[str, Any] = {}
@@ -172,13 +175,16 @@ class SAETrainer(TrainerReports, TrainerState):
 
         A trainer that was restored from a checkpoint trains the rest.
 
+        Whatever is raised in between, there is a checkpoint of the last whole step before.
+
         Raises:
-            NonFiniteLossError: when the loss stops being finite, after a checkpoint (and unless
-                `on_nan` of the config says otherwise).
+            NonFiniteLossError: when the loss stops being finite (unless `on_nan` of the config says
+                otherwise).
             DataSourceError: when no more data can be read.
         """
-        for _ in self.steps():
-            pass
+        with self._saving_after_errors(), self._stopping_on_signals():
+            for _ in self.steps():
+                pass
         return self.sae
 
     def steps(self) -> Iterator[None]:
@@ -356,6 +362,15 @@ class SAETrainer(TrainerReports, TrainerState):
         if self._finetuning_method is not None:
             leave_only_trainable(self.sae, self._finetuning_method)
             self.finetuning = True
+
+
+def _refuse_initial_weights(cfg: Any) -> None:
+    if TrainingFeatures.of(getattr(cfg, "features", None)).initial_weights is not None:
+        raise ValueError(
+            "features.initial_weights is for runs that make their SAE. This trainer was given one: "
+            "call draw_weights and fit_weights of sae_lens.training.initialization on it before, "
+            "and leave the field out."
+        )
 
 
 def _update_sae_lens_training_version(sae: TrainingSAE) -> None:

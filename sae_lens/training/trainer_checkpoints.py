@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sae_lens.errors import add_note
 from sae_lens.training.checkpoints import write_checkpoint
+from sae_lens.training.folding import saved_form
 from sae_lens.training.loggers import LoggedArtifact
-from sae_lens.training.run_folder import BEST_NAME, keep_only_last, mark_latest
+from sae_lens.training.nonfinite import NonFiniteLossError
+from sae_lens.training.run_folder import BEST_NAME, keep_only_last, latest_name, mark_latest
 
 logger = logging.getLogger(__name__)
 
@@ -23,8 +26,8 @@ def logging_config(cfg: Any) -> Any:
 def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | None = None) -> None:
     """Write a checkpoint of `trainer` to `folder`, and log its files as the config asks for.
 
-    The trainer is not changed: where the config asks for unit decoder rows, the written ones are
-    normalised in passing, unless training is over and the weights are in their final form.
+    The trainer is not changed: what is written are its weights in their final form, with unit
+    decoder rows where the config asks for them and what was done to activations folded in.
 
     Between two steps the checkpoint is one from which the run can go on; `latest` beside it then
     names it, and checkpoints along the way that the config does not want to keep are removed.
@@ -33,14 +36,17 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
     state = trainer.resume_state() if hasattr(trainer, "resume_state") else None
     log_cfg = logging_config(trainer.cfg)
     store = trainer.activations_store
+    sae = trainer.sae
+    if not trainer.weights_are_final:
+        averages = trainer.features.averager.averages
+        sae = saved_form(sae, trainer.source, trainer.normalizes_decoder, averages)
     files = write_checkpoint(
         folder,
-        trainer.sae,
+        sae,
         trainer.log_feature_sparsity,
         trainer.cfg.to_dict(),
         store=store if hasattr(store, "save") else None,
         optimizer=trainer.optimizer if log_cfg.log_optimizer_state_to_wandb else None,
-        normalize_decoder=trainer.normalizes_decoder and not trainer.weights_are_final,
         resume_state=state,
         n_training_tokens=trainer.n_training_tokens,
     )
@@ -53,6 +59,39 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
     if trainer.logger.is_active:
         for artifact in _artifacts(trainer, files, log_cfg, wandb_aliases):
             trainer.logger.log_artifact(artifact)
+
+
+def save_after_error(trainer: Any, error: BaseException, save: Callable[..., None]) -> None:
+    """Save the last whole step before `error` leaves the run, and note in it how to go on.
+
+    Where training was broken off in the middle of a step that cannot be put back, nothing is
+    written, and the checkpoint before stays the latest. An error of one trainer is treated once.
+
+    Args:
+        trainer: the trainer whose training ends so.
+        error: what it ends with.
+        save: its `save_checkpoint`.
+    """
+    if trainer.weights_are_final or trainer.last_error is error:
+        return  # the final checkpoint is complete, or this one is
+    trainer.last_error = error
+    name, said = str(trainer.n_training_tokens), str(error) or "Interrupted"
+    # Weights are worth keeping also where a loss was found not to be finite only later.
+    if trainer.is_whole or isinstance(error, NonFiniteLossError):
+        logger.warning("%s; saving a checkpoint before stopping.", said)
+        try:
+            save(trainer=trainer, checkpoint_name=name)
+        except OSError as problem:
+            logger.error("Checkpoint %s was not saved: %s", name, problem)
+        else:
+            logger.info("The checkpoint is saved.")
+    else:
+        logger.warning("%s, in the middle of a step; that is not saved.", said)
+    if trainer.cfg.checkpoint_path is not None:
+        run_folder = Path(trainer.cfg.checkpoint_path)
+        latest = latest_name(run_folder)
+        if latest is not None:
+            add_note(error, f"The run can go on from the checkpoint {run_folder / latest}.")
 
 
 def save_without_runner(

@@ -13,6 +13,7 @@ from sae_lens.saes.training import TrainingSAE, TrainStepOutput
 from sae_lens.training.active_features import ActiveFeatures
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.evaluation import Evaluator
+from sae_lens.training.folding import saved_form
 from sae_lens.training.log_values import (
     _unwrap_item,
     density_values,
@@ -46,7 +47,13 @@ class TrainerReports(FiringStatisticsNames):
 
     @property
     def dead_neurons(self) -> Bool[Tensor, " d_sae"]:
-        """Which features have been silent for more than the dead-feature window."""
+        """Which features have been silent for more than the dead-feature window.
+
+        Or, where the run's features ask for that, for a number of tokens.
+        """
+        n_tokens = self.features.features.dead_after_tokens
+        if n_tokens is not None:
+            return self.statistics.silent_for_tokens(n_tokens)
         return self.statistics.silent_for_more_than(self.cfg.dead_feature_window)
 
     @property
@@ -101,9 +108,11 @@ class TrainerReports(FiringStatisticsNames):
         # Whether there are evaluations must not change the random numbers of the training.
         devices = [self.sae.device] if self.sae.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            metrics = self.evaluator(
-                self.sae, self.activations_store, ActivationScaler(self.source)
-            )
+            sae = self.sae
+            if self.source.whitening is not None:
+                # evaluators know of scaling; of whitening they need not
+                sae = saved_form(sae, self.source)
+            metrics = self.evaluator(sae, self.activations_store, ActivationScaler(self.source))
         if self.logger.is_active:
             self.logger.log({**metrics, **weight_values(self.sae)}, step=self.n_training_steps)
         self._policy.take_evaluation(metrics)
