@@ -150,7 +150,10 @@ class ActivationsStore(ActivationSource):
     @classmethod
     def from_cache_activations(cls, model: Any, cfg: Any) -> ActivationsStore:
         """A store that reads the finished cache of a `CacheActivationsRunnerConfig`."""
-        return cls(model, **settings_from_cache_config(cfg))
+        with warnings.catch_warnings():
+            # The cache's rows are as long as its slice, and the tokens beside them are not read.
+            warnings.filterwarnings("ignore", "The rows of the tokenised dataset", RuntimeWarning)
+            return cls(model, **settings_from_cache_config(cfg))
 
     @classmethod
     def from_config(cls, model: Any, cfg: Any, override_dataset: Any = None) -> ActivationsStore:

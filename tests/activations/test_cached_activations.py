@@ -150,8 +150,7 @@ def test_from_the_config_of_the_cache_runner(cache: str, monkeypatch: pytest.Mon
     )
     model = TokenEcho()
     model.tokenizer = None
-    with pytest.warns(RuntimeWarning, match="discarded"):
-        store = ActivationsStore.from_config(model, cfg)
+    store = ActivationsStore.from_config(model, cfg)
     assert store.context_size == 5
     assert (store.store_batch_size_prompts, store.train_batch_size_tokens) == (3, 3)
     assert store.get_buffer(2, shuffle=False).shape == (30, 1, 4)
