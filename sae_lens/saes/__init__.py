@@ -15,6 +15,24 @@ from sae_lens.saes.abs_topk import (
 from sae_lens.saes.base import SAE
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.config import SAEConfig, SAEMetadata, TrainingSAEConfig
+from sae_lens.saes.cross_layer_training import (
+    BatchTopKCrossLayerTranscoderTrainingConfig,
+    BatchTopKCrossLayerTranscoderTrainingSAE,
+    CrossLayerTranscoderTrainingConfig,
+    CrossLayerTranscoderTrainingSAE,
+    JumpReLUCrossLayerTranscoderTrainingConfig,
+    JumpReLUCrossLayerTranscoderTrainingSAE,
+    TopKCrossLayerTranscoderTrainingConfig,
+    TopKCrossLayerTranscoderTrainingSAE,
+)
+from sae_lens.saes.cross_layer_transcoder import (
+    CrossLayerTranscoder,
+    CrossLayerTranscoderConfig,
+    JumpReLUCrossLayerTranscoder,
+    JumpReLUCrossLayerTranscoderConfig,
+    TopKCrossLayerTranscoder,
+    TopKCrossLayerTranscoderConfig,
+)
 from sae_lens.saes.crosscoder import (
     Crosscoder,
     CrosscoderConfig,
@@ -105,6 +123,8 @@ __all__ = [
     "AbsTopKSAEConfig",
     "AbsTopKTrainingSAE",
     "AbsTopKTrainingSAEConfig",
+    "BatchTopKCrossLayerTranscoderTrainingConfig",
+    "BatchTopKCrossLayerTranscoderTrainingSAE",
     "BatchTopKCrosscoderTrainingConfig",
     "BatchTopKCrosscoderTrainingSAE",
     "BatchTopKSkipTranscoderTrainingConfig",
@@ -113,6 +133,10 @@ __all__ = [
     "BatchTopKTrainingSAEConfig",
     "BatchTopKTranscoderTrainingConfig",
     "BatchTopKTranscoderTrainingSAE",
+    "CrossLayerTranscoder",
+    "CrossLayerTranscoderConfig",
+    "CrossLayerTranscoderTrainingConfig",
+    "CrossLayerTranscoderTrainingSAE",
     "Crosscoder",
     "CrosscoderConfig",
     "CrosscoderTrainingConfig",
@@ -121,6 +145,10 @@ __all__ = [
     "GatedSAEConfig",
     "GatedTrainingSAE",
     "GatedTrainingSAEConfig",
+    "JumpReLUCrossLayerTranscoder",
+    "JumpReLUCrossLayerTranscoderConfig",
+    "JumpReLUCrossLayerTranscoderTrainingConfig",
+    "JumpReLUCrossLayerTranscoderTrainingSAE",
     "JumpReLUCrosscoder",
     "JumpReLUCrosscoderConfig",
     "JumpReLUCrosscoderTrainingConfig",
@@ -156,6 +184,10 @@ __all__ = [
     "StandardTrainingSAEConfig",
     "TemporalSAE",
     "TemporalSAEConfig",
+    "TopKCrossLayerTranscoder",
+    "TopKCrossLayerTranscoderConfig",
+    "TopKCrossLayerTranscoderTrainingConfig",
+    "TopKCrossLayerTranscoderTrainingSAE",
     "TopKCrosscoder",
     "TopKCrosscoderConfig",
     "TopKCrosscoderTrainingConfig",
