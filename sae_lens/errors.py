@@ -57,3 +57,19 @@ def stumbling_over(source: object, kind: type[Exception]) -> Iterator[None]:
         raise kind(
             f"{source} does not hold what it should ({type(error).__name__}: {str(error)[:500]})."
         ) from error
+
+
+def add_note(error: BaseException, note: str) -> None:
+    """Add a line to what is shown of an error, whose type and message stay as they are.
+
+    Python before 3.11 shows no notes; there it is added to the message.
+    """
+    if hasattr(error, "add_note"):
+        error.add_note(note)
+    elif error.args and isinstance(error.args[0], str):
+        error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
+
+
+def message_of(error: BaseException) -> str:
+    """What an error says, with its notes."""
+    return "\n".join([str(error), *getattr(error, "__notes__", ())])

@@ -22,16 +22,13 @@ from sae_lens.activations.multi_hook import HookSite, HookView, MultiHookStore
 from sae_lens.activations.store_settings import settings_from_runner_config
 from sae_lens.config.multi import MultiSAETrainingRunnerConfig
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
-from sae_lens.errors import DataSourceError
 from sae_lens.sae_training_runner import (
-    InterruptedException,
     SAETrainingRunner,
     _seed_everything,
-    _stopping_on_signals,
 )
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.checkpoints import ensure_writable
-from sae_lens.training.interruptions import IterationGuard
+from sae_lens.training.interruptions import IterationGuard, stopping_on_signals
 from sae_lens.training.loggers import (
     JsonLinesLogger,
     MetricLogger,
@@ -39,11 +36,11 @@ from sae_lens.training.loggers import (
     SeveralLoggers,
     WandbLogger,
 )
-from sae_lens.training.nonfinite import NonFiniteLossError
 from sae_lens.training.prefixed_logger import PrefixedLogger
 from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.sources import StoreSource
 from sae_lens.training.trainer import SAETrainer
+from sae_lens.training.trainer_checkpoints import save_after_error
 from sae_lens.training.trainer_parts import source_settings
 
 logger = logging.getLogger(__name__)
@@ -203,27 +200,21 @@ class MultiSAETrainingRunner:
         """
         guard = IterationGuard()
         steps = {name: trainer.steps() for name, trainer in trainers.items()}
-        failed: str | None = None
-        with _stopping_on_signals(guard), self._progress_bar() as bar:  # type: ignore[arg-type]
+        with stopping_on_signals(guard), self._progress_bar() as bar:  # type: ignore[arg-type]
             try:
                 while steps:
                     with guard.iteration():
                         for name in list(steps):
-                            failed = name
                             with self._random_numbers_of(name):
                                 if next(steps[name], _DONE) is _DONE:
                                     del steps[name]
-                        failed = None
                     bar.update(self.cfg.train_batch_size_tokens if steps else 0)
                     if guard.take_checkpoint_request():
                         _save_all(trainers)
-            except (KeyboardInterrupt, InterruptedException, DataSourceError) as error:
-                logger.warning("%s; saving checkpoints.", str(error) or "Interrupted")
-                _save_all(trainers)
-                raise
-            except NonFiniteLossError:
-                # The trainer whose loss it is has saved its own.
-                _save_all({name: one for name, one in trainers.items() if name != failed})
+            except (Exception, KeyboardInterrupt) as error:
+                for trainer in trainers.values():
+                    save_after_error(trainer, error, trainer.save_checkpoint)
+                    trainer.last_error = None
                 raise
             finally:
                 for remaining in steps.values():

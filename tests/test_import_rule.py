@@ -24,6 +24,7 @@ LAYERS: list[tuple[str, ...]] = [
     ("training", "analysis"),
     ("config",),
     ("evals", "lm_saes", "synthetic"),
+    ("held_out_evaluation",),
     ("runners",),
     ("cli",),
 ]
@@ -31,6 +32,7 @@ RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
 LEAVES = {
     "_version", "registry", "constants", "hook_names", "errors", "atomic_files", "whitening",
+    "breaking_off",
 }  # fmt: skip
 RUNNERS = {
     "multi_sae_training_runner",

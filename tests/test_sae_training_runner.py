@@ -317,7 +317,7 @@ def test_weights_that_are_not_finite_stop_the_run(
         broken.W_E[5] = torch.nan
     with pytest.raises(NonFiniteLossError, match="step 0"):
         runner.run()
-    assert checkpoints(cfg) == ["32"]
+    assert checkpoints(cfg) == ["0"]
     assert "NonFiniteLossError" in (tmp_path / "log.jsonl").read_text().splitlines()[-1]
 
 

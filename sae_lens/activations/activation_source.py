@@ -20,6 +20,7 @@ from sae_lens.activations.model_adapters import (
 from sae_lens.activations.rows import filter_excluded
 from sae_lens.activations.store_settings import sliced_length
 from sae_lens.activations.token_source import TokenSource
+from sae_lens.breaking_off import may_be_broken_off
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -258,18 +259,31 @@ class ActivationSource(TokenSource):
             if not self._held_rows:
                 return False
             tokens = self._take_held_rows(len(self._held_rows))
-        activations = self.get_activations(tokens).squeeze(2)
-        self._add_kept(buffer, activations, tokens[:, self._positions])
+        held = len(buffer)
+        try:
+            with may_be_broken_off():
+                activations = self.get_activations(tokens).squeeze(2)
+            self._add_kept(buffer, activations, tokens[:, self._positions])
+        except BaseException:
+            buffer.take_back(held)
+            self._give_back_rows(tokens, at_end=not more)
+            raise
         return more
 
     def _feed_from_cache(self, dataset: Dataset, buffer: ShufflingBuffer) -> bool:
         start = self.current_row_idx
         stop = min(start + self.store_batch_size_prompts, len(dataset))
         if start < stop:
-            rows = cache.read_cached_rows(dataset, self.hook_name, start, stop)
-            excludes = self.exclude_special_tokens is not None
-            ids = cache.read_cached_token_ids(dataset, start, stop) if excludes else None
-            self._add_kept(buffer, rows, ids)
+            held = len(buffer)
+            try:
+                with may_be_broken_off():
+                    rows = cache.read_cached_rows(dataset, self.hook_name, start, stop)
+                    excludes = self.exclude_special_tokens is not None
+                    ids = cache.read_cached_token_ids(dataset, start, stop) if excludes else None
+                self._add_kept(buffer, rows, ids)
+            except BaseException:
+                buffer.take_back(held)
+                raise
         self.current_row_idx = stop if stop < len(dataset) else 0
         return stop < len(dataset)
 

@@ -57,9 +57,14 @@ class ShufflingBuffer:
         n = rows.numel() // self.d_in
         if n > self.n_free:
             raise ValueError(f"{n} rows do not fit: {self.n_free} of {self.capacity} are free.")
-        slots, self._free = self._free[:n], self._free[n:]
+        slots = self._free[:n]
         self._write(slots, rows, scale)
-        self._queue = torch.cat([self._queue, slots])
+        self._free, self._queue = self._free[n:], torch.cat([self._queue, slots])
+
+    def take_back(self, n_held: int) -> None:
+        """Forget the rows that were added after the first `n_held`, in the order of adding."""
+        added, self._queue = self._queue[n_held:], self._queue[:n_held]
+        self._free = torch.cat([added, self._free])
 
     def mix(self, generator: torch.Generator | None) -> None:
         """Permute the serving order of all rows that are not pinned."""

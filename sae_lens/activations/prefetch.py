@@ -21,6 +21,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sae_lens.breaking_off import may_be_broken_off
+
 
 class _Batch(NamedTuple):
     rows: Tensor
@@ -117,7 +119,8 @@ class Prefetcher:
         with channel.changed:
             if self._thread is None and channel.error is None:
                 self._start()
-            channel.changed.wait_for(lambda: channel.waiting or channel.error is not None)
+            with may_be_broken_off():
+                channel.changed.wait_for(lambda: channel.waiting or channel.error is not None)
             if not channel.waiting:
                 error, channel.error = channel.error, None
                 self._thread = None

@@ -93,10 +93,12 @@ class TokenSource:
         just_restarted = False
         while len(self._held_rows) < wanted:
             try:
+                if self._at_end:
+                    raise StopIteration
                 self._held_rows.append(next(self.iterable_sequences))
                 just_restarted = False
             except StopIteration:
-                self._stream = None
+                self._stream, self._at_end = None, False
                 if raise_at_epoch_end:
                     raise StopIteration from None
                 if just_restarted:
@@ -105,6 +107,9 @@ class TokenSource:
                         "longer texts or more of them, or a smaller context_size."
                     ) from None
                 just_restarted = True
+            except BaseException:
+                self._reopen_stream()
+                raise
         return self._take_held_rows(wanted)
 
     def shuffle_input_dataset(self, seed: int, buffer_size: int = 1) -> None:
@@ -163,6 +168,7 @@ class TokenSource:
         self.n_dataset_processed = 0
         self._stream: Any = None
         self._held_rows: list[Tensor] = []  # read, but not yet handed out
+        self._at_end = False  # whether these are the last of the epoch, and were given back
 
     def _open_dataset(self, dataset: Any) -> None:
         path = dataset if isinstance(dataset, str) else None
@@ -269,11 +275,24 @@ class TokenSource:
             )
         return tokens.to(model_device(self.model))
 
+    def _give_back_rows(self, tokens: Int[Tensor, "n context"], at_end: bool) -> None:
+        """Rows that were handed out come next again; `at_end`: they end the epoch."""
+        self._held_rows = [*tokens.cpu(), *self._held_rows]
+        self._at_end = at_end
+
+    def _reopen_stream(self) -> None:
+        """Put a stream in which something was raised, and which is over thereby, to its place."""
+        if isinstance(self._stream, TokenStream) and iter(self.dataset) is not self.dataset:
+            in_progress = {"in_progress": torch.tensor(True)} if self._stream.reader.taken else {}
+            self._stream = self._new_stream({**self._stream.state_dict(), **in_progress})
+
     def _token_state(self) -> dict[str, Tensor]:
         """Where the tokens stand; empty at the very start of the data."""
         state: dict[str, Tensor] = {}
         if self._held_rows:
             state["held_rows"] = torch.stack(self._held_rows)
+        if self._at_end:
+            state["at_end"] = torch.tensor(True)
         if isinstance(self._stream, TokenStream) and self._stream.reader.taken > 0:
             state.update(self._stream.state_dict())
             state["in_progress"] = torch.tensor(True)
@@ -291,5 +310,6 @@ class TokenSource:
             state = {**state, "taken": torch.tensor(skipped)}
         if "held_rows" in state:
             self._held_rows = list(state["held_rows"].cpu())
+        self._at_end = "at_end" in state
         if int(state.get("taken", 0)) > 0:
             self._stream = self._new_stream(state)

@@ -121,6 +121,11 @@ class Saving(nn.Module):
             config = cls._config_class().from_dict(cfg_dict)
         except TypeError as error:
             raise SAELoadError(f"The config of {source} is incomplete: {error}.") from error
+        if min(config.d_in, config.d_sae) < 1:
+            raise SAELoadError(
+                f"{source} describes an SAE with d_in={config.d_in} and d_sae={config.d_sae}; both "
+                "must be at least 1."
+            )
         with weights_without_values():
             sae = cls(config)
         sae.process_state_dict_for_loading(state_dict)

@@ -10,6 +10,8 @@ an error.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,16 @@ class NonFiniteWatch:
         self._inputs_were_finite = torch.ones((), dtype=torch.bool, device=device)
         self._n_in_a_row = torch.zeros((), dtype=torch.long, device=device)
         self._n_skipped = torch.zeros((), dtype=torch.long, device=device)
+
+    def state_dict(self) -> dict[str, int]:
+        """How many bad batches were left out, and how many of them just now."""
+        return {"n_skipped": int(self._n_skipped), "n_in_a_row": int(self._n_in_a_row)}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        """Go on counting from a `state_dict`."""
+        self.forget()
+        self._n_skipped.fill_(state["n_skipped"])
+        self._n_in_a_row.fill_(state["n_in_a_row"])
 
     @property
     def n_skipped(self) -> int:

@@ -26,10 +26,11 @@ def capture(trainer: Any) -> dict[str, Any]:
     return {
         "sae": sae_tensors(trainer.sae),
         "trainer": trainer.state_dict(),
+        "gradients": _gradients_that_add_up(trainer),
         # Which form a step takes follows from what earlier steps measured.
         "sparse_choice": {} if choice is None else dict(vars(choice)),
         "evaluator": {} if evaluator is None else evaluator(),
-        "norm_scaling_factor": trainer.source.norm_scaling_factor,
+        "source": trainer.source.state_dict(),
         "random": random_state(),
         "lengths": _lengths(trainer.cfg),
     }
@@ -46,7 +47,7 @@ def restore(trainer: Any, checkpoint: ResumableCheckpoint) -> None:
     store = trainer.activations_store
     store.load(str(checkpoint.folder / ACTIVATIONS_STORE_STATE_FILENAME))
     # A final checkpoint's store has none any more, its weights being rid of it.
-    trainer.source.norm_scaling_factor = state["norm_scaling_factor"]
+    trainer.source.load_state_dict(state.get("source", state))
     if state["evaluator"] and hasattr(trainer.evaluator, "load_state_dict"):
         trainer.evaluator.load_state_dict(state["evaluator"], store)
     set_random_state(state["random"])
@@ -57,12 +58,27 @@ def restore_weights(trainer: Any, checkpoint: ResumableCheckpoint) -> None:
     state = checkpoint.state
     load_sae_tensors(trainer.sae, state["sae"], checkpoint.folder)
     trainer.load_state_dict(state["trainer"])
+    gradients = state.get("gradients", {})
+    for name, parameter in trainer.sae.named_parameters():
+        gradient = gradients.get(name)
+        parameter.grad = None if gradient is None else gradient.to(parameter.device, copy=True)
     choice = getattr(trainer.sae, "_sparse_choice", None)
     for name, value in state["sparse_choice"].items():
         if hasattr(choice, name):
             setattr(choice, name, value)
     if state["lengths"] != _lengths(trainer.cfg):
         _change_length(trainer, state["lengths"])
+
+
+def _gradients_that_add_up(trainer: Any) -> dict[str, Tensor]:
+    """Those of the steps since the last update, where an update takes several."""
+    if trainer.features.completes_update(trainer.n_training_steps - 1):
+        return {}
+    return {
+        name: parameter.grad
+        for name, parameter in trainer.sae.named_parameters()
+        if parameter.grad is not None
+    }
 
 
 def sae_tensors(sae: torch.nn.Module) -> dict[str, Tensor]:

@@ -39,4 +39,3 @@ def rewind(trainer: Any, error: NonFiniteLossError) -> None:
     restore_weights(trainer, checkpoint)
     trainer.logger.load_state_dict(loggers)
     trainer.rewinds = {"to": checkpoint.folder.name, "n": n_same + 1}
-    trainer.optimizer.zero_grad()

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.active_features import ActiveFeatures, checkpoint_tokens
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import checkpoint_thresholds
 from sae_lens.training.finetuning import leave_only_trainable
-from sae_lens.training.interruptions import IterationGuard
+from sae_lens.training.interruptions import IterationGuard, stopping_on_signals
 from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
 from sae_lens.training.optim import L1Scheduler
 from sae_lens.training.resumption import capture, restore
 from sae_lens.training.rewinding import rewind
 from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
+from sae_lens.training.sources import ActivationSource
+from sae_lens.training.step_undo import StepUndo
+from sae_lens.training.trainer_checkpoints import save_after_error
 from sae_lens.training.trainer_parts import remade_lr_scheduler
 
 logger = logging.getLogger(__name__)
@@ -29,7 +33,17 @@ _COUNTERS = (
     "n_training_steps", "n_training_tokens", "started_fine_tuning", "finetuning",
     "weights_are_final",
 )  # fmt: skip
-_STATEFUL_PARTS = ("statistics", "optimizer", "lr_scheduler", "scaler", "logger", "features")
+# Whether a step that was put back was prepared, and whether an evaluation was broken off.
+_MARKS = ("_is_prepared", "_owes_evaluation")
+_STATEFUL_PARTS = (
+    "statistics",
+    "optimizer",
+    "lr_scheduler",
+    "scaler",
+    "logger",
+    "features",
+    "_nonfinite",
+)
 
 
 class TrainerState:
@@ -48,6 +62,15 @@ class TrainerState:
     checkpoint_thresholds: list[int]
     rewinds: dict[str, Any]
     finetuning: bool
+    weights_are_final: bool
+    last_error: BaseException | None = None
+    _has_runner: bool
+    source: ActivationSource
+    _is_prepared: bool
+    _update_has_begun: bool
+    _owes_evaluation: bool
+    _begin_finetuning_if_needed: Callable[[], None]
+    _run_and_log_evals: Callable[[], None]
     _finetuning_method: str | None
     _on_nan: str
     _policy: CheckpointPolicy
@@ -98,6 +121,7 @@ class TrainerState:
     def _rewind(self, error: NonFiniteLossError) -> None:
         # The state that is gone back to holds a count of its own.
         rewind(self, error)
+        self.source.drop_what_was_put_back()
         self._nonfinite.forget()
 
     def resume_state(self) -> dict[str, Any] | None:
@@ -131,18 +155,72 @@ class TrainerState:
         """Make the schedule of the learning rate anew for the config's length."""
         self.lr_scheduler = remade_lr_scheduler(self.optimizer, self.cfg, self.n_training_steps)
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything stands at the end of the same step, so that going on is possible."""
+        return self._guard.is_in_step
+
     @contextmanager
-    def _saving_when_not_finite(self) -> Iterator[None]:
+    def _saving_after_errors(self) -> Iterator[None]:
         try:
             yield
-        except NonFiniteLossError:
-            self.save_checkpoint(trainer=self, checkpoint_name=str(self.n_training_tokens))
+        except (Exception, KeyboardInterrupt) as error:
+            save_after_error(self, error, self.save_checkpoint)
             raise
+
+    @contextmanager
+    def _stopping_on_signals(self) -> Iterator[None]:
+        """Without a runner, which does it then, and only if there is somewhere to save to."""
+        if self._has_runner or self.cfg.checkpoint_path is None:
+            yield
+            return
+        with stopping_on_signals(self, only_unhandled=True):
+            yield
+
+    @contextmanager
+    def _put_back_unless_used(self, acts: Tensor) -> Iterator[None]:
+        """Around a training step: one that fails before the weights change is not begun."""
+        undo, self._update_has_begun = StepUndo(self), False
+        try:
+            yield
+        except BaseException:
+            if not self._update_has_begun:
+                self.source.put_back(acts)
+                undo()
+                self._guard.is_whole_again()
+            raise
+
+    @contextmanager
+    def _counting_the_step(self) -> Iterator[None]:
+        """Around what follows a step, which counts though this fails; going on begins with it."""
+        try:
+            yield
+        except BaseException:
+            self._owes_evaluation = True
+            self._count_step()
+            self._guard.is_whole_again()
+            raise
+        self._count_step()
+
+    def _count_step(self) -> None:
+        self.n_training_steps += 1
+        self._begin_finetuning_if_needed()
+
+    def _make_up_for_evaluation(self) -> None:
+        """Evaluate after the last step if that was broken off."""
+        if not self._owes_evaluation:
+            return
+        with self._guard.iteration():
+            self.n_training_steps -= 1
+            with self._counting_the_step():
+                self._run_and_log_evals()
+            self._owes_evaluation = False
+            self._checkpoint_if_needed()
 
     def state_dict(self) -> dict[str, Any]:
         """What of the trainer changes during training, besides the SAE and the source."""
         return {
-            **{name: getattr(self, name) for name in _COUNTERS},
+            **{name: getattr(self, name) for name in (*_COUNTERS, *_MARKS)},
             "rewinds": dict(self.rewinds),
             "best": self._policy.best_value,
             "checkpoint_thresholds": list(self.checkpoint_thresholds),
@@ -157,6 +235,8 @@ class TrainerState:
         """Go on from a `state_dict`; the SAE and the source are restored beside it."""
         for name in _COUNTERS:
             setattr(self, name, state[name])
+        for name in _MARKS:  # older checkpoints know none
+            setattr(self, name, state.get(name, False))
         self.rewinds = dict(state.get("rewinds", {}))
         self._policy.best_value = state.get("best")
         self.checkpoint_thresholds = list(state["checkpoint_thresholds"])
