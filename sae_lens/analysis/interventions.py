@@ -77,6 +77,11 @@ def sites_of(sae: Any, model: Any) -> Sites:
         ValueError: when the model has no such hook.
     """
     cfg = sae.cfg
+    if getattr(cfg, "sites", None):
+        raise ValueError(
+            f"This is done for an SAE of one hook; this {cfg.architecture} has "
+            f"{len(cfg.sites)}: {', '.join(name for _, name in cfg.sites)}."
+        )
     entry = Site(
         _present(model, cfg.hook_name, fact(cfg, "hf_hook_name")), fact(cfg, "hook_head_index")
     )
@@ -349,6 +354,16 @@ def changed_predictions(
         ),
         "with_ablation": Logits(model, tokens, ReplaceByZero(sites, zeroed).hooks(), model_kwargs),
     }
+    return compare_predictions(passes, tokens, compute_kl, compute_ce_loss)
+
+
+def compare_predictions(
+    passes: Mapping[str, Logits],
+    tokens: Int[Tensor, "batch pos"],
+    compute_kl: bool,
+    compute_ce_loss: bool,
+) -> dict[str, Tensor]:
+    """What `changed_predictions` says of its three passes, given by their names."""
     following = tokens.roll(-1, dims=1).flatten()
     blocks: dict[str, list[Tensor]] = defaultdict(list)
     first = passes["without_sae"].block(slice(0, 1))
