@@ -1,4 +1,4 @@
-"""How good is an SAE? Evaluations of one SAE, sweeps over released ones, and held-out evaluation.
+"""How good is an SAE? Evaluations of one SAE, and sweeps over released ones.
 
 `run_evals` judges one SAE in its language model: what its reconstruction does to the model's
 predictions (KL divergence and cross-entropy, against zeroing the hook), how well and how sparsely
@@ -6,7 +6,7 @@ it reconstructs, and how often its features fire. The arithmetic is in `analysis
 and replacing activations in `analysis.interventions`.
 
 `multiple_evals` (and `python -m sae_lens.evals`) does so for all released SAEs that match a
-pattern; `HeldOutEvaluator` does it again and again on the same tokens while an SAE is trained.
+pattern; `held_out_evaluation` does it again and again on the same tokens while an SAE is trained.
 """
 
 from __future__ import annotations
@@ -14,17 +14,13 @@ from __future__ import annotations
 import argparse
 import json
 import logging
-import math
 import re
-import subprocess
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
-from functools import lru_cache
-from importlib.metadata import PackageNotFoundError, version
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -32,12 +28,19 @@ from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
 
-from sae_lens.activations.datasets_loading import load_text_dataset, split_held_out
-from sae_lens.activations.model_adapters import model_device
+from sae_lens.activations.datasets_loading import split_held_out
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.scaling import EXPECTED_AVERAGE
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.activations.token_source import TokenSource
+from sae_lens.analysis.eval_config import (
+    SWITCHES,
+    EvalConfig,
+    EvalResult,
+    get_eval_everything_config,
+    get_git_hash,
+    get_library_version,
+    with_switches,
+)
 from sae_lens.analysis.eval_reports import (
     core_report,
     dict_to_nested,
@@ -47,10 +50,7 @@ from sae_lens.analysis.eval_reports import (
     write_result,
 )
 from sae_lens.analysis.eval_tokens import (
-    FixedTokens,
     all_ignored,
-    check_held_out,
-    first_prompts,
     kept_positions,
     not_ignored,
     nothing_left,
@@ -59,13 +59,9 @@ from sae_lens.analysis.eval_tokens import (
     trained_positions,
 )
 from sae_lens.analysis.interventions import (
-    changed_predictions,
     evaluation_mode,
-    fact,
     prompts_per_pass,
-    read_activations,
     reconstruct,
-    sites_of,
 )
 from sae_lens.analysis.metrics import (
     FiringAccumulator,
@@ -76,8 +72,9 @@ from sae_lens.analysis.metrics import (
     firing_fractions,
     recovered_score,
 )
+from sae_lens.analysis.splicing import AT, grouped_by_hook, splicing_of
+from sae_lens.analysis.targets import ModelLoader, default_device, load_target, text_for
 from sae_lens.atomic_files import atomic_write_json
-from sae_lens.constants import EMBEDDED_DATASET_NAME
 from sae_lens.errors import InvalidArgumentError
 from sae_lens.loading.directory import get_pretrained_saes_directory
 from sae_lens.saes.base import SAE
@@ -85,7 +82,6 @@ from sae_lens.saes.base import SAE
 __all__ = [
     "EvalConfig",
     "EvalResult",
-    "HeldOutEvaluator",
     "HookedTransformer",
     "SAE",
     "all_loadable_saes",
@@ -133,121 +129,6 @@ _GROUPS = {
 }
 
 
-def get_library_version() -> str:
-    """The installed version of the library, or "unknown"."""
-    try:
-        return version("sae-lens")
-    except PackageNotFoundError:
-        return "unknown"
-
-
-def get_git_hash() -> str:
-    """The short hash of the repository in the working directory, or "unknown"."""
-    return _git_hash(str(Path.cwd()))
-
-
-@lru_cache(maxsize=8)
-def _git_hash(folder: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"],
-            cwd=folder,
-            capture_output=True,
-            text=True,
-            timeout=5,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return done.stdout.strip() or "unknown"
-
-
-@dataclass
-class EvalConfig:
-    """Which metrics, on how many batches.
-
-    Attributes:
-        batch_size_prompts: prompts per batch; the store's own when None.
-        n_eval_reconstruction_batches: batches for KL divergence and cross-entropy.
-        compute_kl: KL divergence of the model's predictions with the SAE in place.
-        compute_ce_loss: cross-entropy with the SAE in place.
-        n_eval_sparsity_variance_batches: batches for everything else.
-        compute_l2_norms: shrinkage.
-        compute_sparsity_metrics: L0 and L1.
-        compute_variance_metrics: explained variance, errors, cosine similarity.
-        compute_featurewise_density_statistics: how often each feature fires.
-        compute_featurewise_weight_based_metrics: norms, biases, encoder against decoder.
-        library_version: recorded with the results.
-        git_hash: recorded with the results.
-        include_misc_metrics: a further group `misc_metrics`: fraction alive, fractions of features
-            above 1 % and 10 %, average maximum cosine similarities (quadratic in d_sae).
-    """
-
-    batch_size_prompts: int | None = None
-    n_eval_reconstruction_batches: int = 10
-    compute_kl: bool = False
-    compute_ce_loss: bool = False
-    n_eval_sparsity_variance_batches: int = 1
-    compute_l2_norms: bool = False
-    compute_sparsity_metrics: bool = False
-    compute_variance_metrics: bool = False
-    compute_featurewise_density_statistics: bool = False
-    compute_featurewise_weight_based_metrics: bool = False
-    library_version: str = field(default_factory=get_library_version)
-    git_hash: str = field(default_factory=get_git_hash)
-    include_misc_metrics: bool = False
-
-    @property
-    def needs_reconstruction(self) -> bool:
-        """Whether anything needs the model's predictions."""
-        return self.compute_kl or self.compute_ce_loss
-
-    @property
-    def needs_density(self) -> bool:
-        """Whether anything needs to know how often each feature fires."""
-        return self.compute_featurewise_density_statistics or self.include_misc_metrics
-
-    @property
-    def needs_activations(self) -> bool:
-        """Whether anything needs activations and features."""
-        return (
-            self.compute_l2_norms
-            or self.compute_sparsity_metrics
-            or self.compute_variance_metrics
-            or self.needs_density
-        )
-
-
-class EvalResult(NamedTuple):
-    """What an evaluation found: groups of numbers, and lists with one entry per feature."""
-
-    metrics: dict[str, Any]
-    feature_metrics: dict[str, Any]
-
-
-def get_eval_everything_config(
-    batch_size_prompts: int | None = None,
-    n_eval_reconstruction_batches: int = 10,
-    n_eval_sparsity_variance_batches: int = 1,
-) -> EvalConfig:
-    """A config with every `compute_*` switched on."""
-    return _with_switches(
-        EvalConfig(
-            batch_size_prompts=batch_size_prompts,
-            n_eval_reconstruction_batches=n_eval_reconstruction_batches,
-            n_eval_sparsity_variance_batches=n_eval_sparsity_variance_batches,
-        ),
-        _SWITCHES,
-    )
-
-
-_SWITCHES = tuple(f.name for f in fields(EvalConfig) if f.name.startswith("compute_"))
-
-
-def _with_switches(config: EvalConfig, names: Iterable[str]) -> EvalConfig:
-    return replace(config, **dict.fromkeys(names, True))
-
-
 # -- one SAE --------------------------------------------------------------------------------------
 
 
@@ -277,7 +158,7 @@ def run_evals(
 
     Returns:
         `(metrics, feature_metrics)`: groups of numbers (empty groups are left out), and lists of
-        length d_sae.
+        length d_sae. For an SAE of several hooks the group `by_hook` holds each hook's numbers.
 
     Raises:
         InvalidArgumentError: (a `ValueError`) when a requested part has no batches.
@@ -328,6 +209,9 @@ def run_evals(
         if config.compute_featurewise_weight_based_metrics:
             feature_metrics = feature_metrics | get_featurewise_weight_based_metrics(sae)
         metrics = _grouped(found)
+        by_hook = grouped_by_hook(found)
+        if by_hook:
+            metrics["by_hook"] = by_hook
         if config.include_misc_metrics:
             metrics["misc_metrics"], similarities = _misc_metrics(sae, feature_metrics)
             feature_metrics = feature_metrics | similarities
@@ -422,16 +306,18 @@ def get_downstream_reconstruction_metrics(
         # One mean over all tokens, in the dtype of the losses: scores are differences of nearly
         # equal means, so published ones can be compared only with means that are rounded alike.
         result[name] = losses_of_all.mean().item()
-    if compute_kl:
-        result["kl_div_score"] = recovered_score(
-            0.0, result["kl_div_with_sae"], result["kl_div_with_ablation"]
-        )
-    if compute_ce_loss:
-        result["ce_loss_score"] = recovered_score(
-            result["ce_loss_without_sae"],
-            result["ce_loss_with_sae"],
-            result["ce_loss_with_ablation"],
-        )
+    hooks = {name.partition(AT)[2] for name in result if AT in name}
+    for of_hook in ("", *(f"{AT}{hook}" for hook in sorted(hooks))):
+        if compute_kl:
+            result[f"kl_div_score{of_hook}"] = recovered_score(
+                0.0, result[f"kl_div_with_sae{of_hook}"], result[f"kl_div_with_ablation{of_hook}"]
+            )
+        if compute_ce_loss:
+            result[f"ce_loss_score{of_hook}"] = recovered_score(
+                result[f"ce_loss_without_sae{of_hook}"],
+                result[f"ce_loss_with_sae{of_hook}"],
+                result[f"ce_loss_with_ablation{of_hook}"],
+            )
     return result
 
 
@@ -459,12 +345,11 @@ def get_recons_loss(
         `ce_loss_with_sae`, `ce_loss_with_ablation` [batch, pos − 1], each only if asked for.
     """
     ignored = all_ignored(sae, activation_store, model, ignore_tokens)
+    splicing = splicing_of(sae, model)
     step = prompts_per_pass(model, batch_tokens.shape[1]) or len(batch_tokens)
     with evaluation_mode(sae):
         parts = [
-            changed_predictions(
-                sae,
-                model,
+            splicing.changed_predictions(
                 tokens,
                 kept_positions(tokens, ignored, sae, activation_store),
                 trained_positions(tokens, sae, activation_store),
@@ -506,7 +391,8 @@ def get_sparsity_and_variance_metrics(
         ValueError: when every token is ignored.
     """
     ignored = all_ignored(sae, activation_store, model, ignore_tokens)
-    sites = sites_of(sae, model)
+    splicing = splicing_of(sae, model)
+    by_hook = splicing.metrics_by_hook()
     reconstruction = ReconstructionAccumulator()
     sparsity = SparsityAccumulator()
     firing = FiringAccumulator()
@@ -517,29 +403,32 @@ def get_sparsity_and_variance_metrics(
             activation_store, n_batches, eval_batch_size_prompts, "Sparsity and variance", verbose
         ):
             kept = kept_positions(tokens, ignored, sae, activation_store)
-            activations = read_activations(model, tokens, sites, model_kwargs)
+            activations = splicing.read(tokens, model_kwargs)
             outputs: list[Tensor] = []
             done = 0
             for part in reconstruct(sae, activations.input, scaling):
                 part_kept = kept[done : done + len(part.output)].to(part.feature_acts.device)
                 sparsity.update(part.feature_acts[part_kept])
+                by_hook.update_features(part.feature_acts[part_kept])
                 if compute_featurewise_density_statistics:
                     firing.update(part.feature_acts, part_kept)
                 outputs.append(part.output)
                 done += len(part.output)
             output = torch.cat(outputs)
             mask = kept.to(output.device)
-            reconstruction.update(activations.target.to(output.device)[mask], output[mask])
+            target = activations.target.to(output.device)[mask]
+            reconstruction.update(target, output[mask])
+            by_hook.update(target, output[mask])
 
     if reconstruction.n_tokens == 0:
         raise ValueError(nothing_left(ignored))
     numbers: dict[str, float] = {}
     if compute_l2_norms:
-        numbers |= reconstruction.shrinkage()
+        numbers |= reconstruction.shrinkage() | by_hook.shrinkage()
     if compute_sparsity_metrics:
-        numbers |= sparsity.result()
+        numbers |= sparsity.result() | by_hook.sparsity()
     if compute_variance_metrics:
-        numbers |= reconstruction.quality()
+        numbers |= reconstruction.quality() | by_hook.quality()
     feature_metrics: dict[str, list[float]] = {}
     if compute_featurewise_density_statistics:
         feature_metrics["feature_density"] = firing.density().tolist()
@@ -550,129 +439,6 @@ def get_sparsity_and_variance_metrics(
 def get_featurewise_weight_based_metrics(sae: SAE) -> dict[str, Any]:
     """`encoder_bias`, `encoder_norm`, `encoder_decoder_cosine_sim`: lists of length d_sae."""
     return featurewise_weight_metrics(sae)
-
-
-# -- held-out evaluation --------------------------------------------------------------------------
-
-
-class HeldOutEvaluator:
-    """Judges SAEs on one fixed set of tokens: the same numbers for the same SAE, whenever it runs.
-
-    Pass it to a trainer as `evaluator`. Hold rows out of the training data with `split_held_out`.
-
-    Args:
-        tokens: prompts, [prompts, context].
-        model: the language model.
-        eval_config: what to compute (batch counts are derived from the tokens); by default
-            cross-entropy, shrinkage, sparsity and variance.
-        batch_size_prompts: prompts per forward pass.
-        ignore_tokens: see `run_evals`.
-        model_kwargs: for every forward pass.
-        seqpos_slice: the positions to judge; by default those of the SAE.
-
-    Raises:
-        ValueError: when there are no tokens, or ids outside of the model's vocabulary.
-    """
-
-    def __init__(
-        self,
-        tokens: Int[Tensor, "prompts pos"],
-        model: Any,
-        eval_config: EvalConfig | None = None,
-        batch_size_prompts: int = 8,
-        ignore_tokens: Collection[int | None] = (),
-        model_kwargs: Mapping[str, Any] | None = None,
-        seqpos_slice: tuple[int | None, ...] | None = None,
-    ):
-        check_held_out(tokens, model)
-        self.tokens = tokens.clone()
-        self.model = model
-        self.eval_config = eval_config or EvalConfig(
-            compute_ce_loss=True,
-            compute_l2_norms=True,
-            compute_sparsity_metrics=True,
-            compute_variance_metrics=True,
-        )
-        self.batch_size_prompts = min(batch_size_prompts, len(tokens))
-        self.ignore_tokens = frozenset(ignore_tokens)
-        self.model_kwargs = dict(model_kwargs or {})
-        self.seqpos_slice = seqpos_slice
-
-    @classmethod
-    def from_dataset(
-        cls,
-        model: Any,
-        dataset: Any,
-        context_size: int,
-        n_prompts: int,
-        prepend_bos: bool = True,
-        disable_concat_sequences: bool = False,
-        dataset_trust_remote_code: bool | None = None,
-        **kwargs: Any,
-    ) -> HeldOutEvaluator:
-        """Tokenise the first `n_prompts` prompts of a dataset, once.
-
-        Args:
-            model: supplies the tokenizer for raw text.
-            dataset: a dataset or a path to one; tokenised or text.
-            context_size: tokens per prompt.
-            n_prompts: how many; fewer, with a warning, when the data hold fewer.
-            prepend_bos: see `ActivationsStore`.
-            disable_concat_sequences: see `ActivationsStore`.
-            dataset_trust_remote_code: see `ActivationsStore`.
-            kwargs: further arguments of `HeldOutEvaluator`.
-
-        Raises:
-            ValueError: when the data hold no prompt of that length.
-        """
-        source = TokenSource(
-            model,
-            dataset,
-            streaming=True,
-            context_size=context_size,
-            store_batch_size_prompts=1,
-            total_training_tokens=0,
-            prepend_bos=prepend_bos,
-            device="cpu",
-            dataset_trust_remote_code=dataset_trust_remote_code,
-            disable_concat_sequences=disable_concat_sequences,
-        )
-        return cls(first_prompts(source, n_prompts), model, **kwargs)
-
-    def evaluate(self, sae: SAE, norm_scaling_factor: float | None = None) -> EvalResult:
-        """Judge an SAE.
-
-        Args:
-            sae: any SAE of the model.
-            norm_scaling_factor: what activations are multiplied by for an SAE in training that
-                wants scaled ones; None once it is folded in.
-        """
-        tokens = self.tokens.to(model_device(self.model))
-        store = FixedTokens(tokens, self.batch_size_prompts, self.seqpos_slice)
-        store.estimated_norm_scaling_factor = norm_scaling_factor
-        n_batches = math.ceil(len(tokens) / self.batch_size_prompts)
-        config = replace(
-            self.eval_config,
-            batch_size_prompts=self.batch_size_prompts,
-            n_eval_reconstruction_batches=n_batches,
-            n_eval_sparsity_variance_batches=n_batches,
-        )
-        result = run_evals(
-            sae,
-            store,  # type: ignore[arg-type]
-            self.model,
-            config,
-            model_kwargs=self.model_kwargs,
-            ignore_tokens=self.ignore_tokens,
-        )
-        # The last batch may be short: count what there is.
-        for name in result.metrics["token_stats"]:
-            result.metrics["token_stats"][name] = tokens.numel()
-        return result
-
-    def __call__(self, sae: SAE, data_provider: Any = None, scaler: Any = None) -> dict[str, Any]:
-        """The groups of metrics, as a trainer's evaluator. The data provider is not touched."""
-        return self.evaluate(sae, getattr(scaler, "scaling_factor", None)).metrics
 
 
 # -- sweeps over released SAEs --------------------------------------------------------------------
@@ -755,7 +521,7 @@ def multiple_evals(
     datasets = ("Skylion007/openwebtext", "lighteval/MATH") if datasets is None else datasets
     ctx_lens = (128,) if ctx_lens is None else ctx_lens
     device = default_device()
-    models = _LastModel(device)
+    models = ModelLoader(device, load_model)
     results: list[dict[str, Any]] = []
     for release, sae_id, _, _ in tqdm(matching, desc="SAEs", disable=not verbose):
         sae = SAE.from_pretrained(release=release, sae_id=sae_id, device=device)[0]
@@ -775,36 +541,6 @@ def multiple_evals(
                 write_result(result, Path(output_dir))
                 results.append(result)
     return results
-
-
-def default_device() -> str:
-    """The best device there is: "cuda", "mps" or "cpu"."""
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-class _LastModel:
-    """Loads the model of an SAE, keeping it while its name and settings stay the same."""
-
-    def __init__(self, device: str, load: Callable[..., Any] | None = None):
-        self.device = device
-        self._load = load
-        self._key: Any = None
-        self._model: Any = None
-
-    def for_sae(self, sae: Any) -> Any:
-        cfg = sae.cfg
-        class_name = fact(cfg, "model_class_name") or "HookedTransformer"
-        kwargs = dict(cfg.model_from_pretrained_kwargs or {})
-        key = (class_name, cfg.model_name, tuple(sorted(kwargs.items())))
-        if key != self._key:
-            self._model = None  # make room before the next one is loaded
-            self._model = (self._load or load_model)(
-                class_name, cfg.model_name, device=self.device, model_from_pretrained_kwargs=kwargs
-            )
-            self._key = key
-        return self._model
 
 
 def evaluate_sae(
@@ -899,19 +635,10 @@ def evaluate_target(
             given.
     """
     device = device or default_device()
-    sae, sae_set, name = _load_target(target, sae_id, device)
+    sae, sae_set, name = load_target(target, sae_id, device)
     if model is None:
-        if not sae.cfg.model_name:
-            raise ValueError(
-                f"The SAE {target!r} does not say which model it belongs to; pass the model."
-            )
-        model = _LastModel(device).for_sae(sae)
-    path = dataset or sae.cfg.dataset_path
-    if not path:
-        raise ValueError(f"The SAE {target!r} names no dataset; pass one to evaluate on.")
-    if split is None:
-        split = "heldout" if path == EMBEDDED_DATASET_NAME else "train"
-    text = load_text_dataset(path, split=split, streaming=True)
+        model = ModelLoader(device, load_model).for_sae(sae)
+    text, path, split = text_for(sae, dataset, split)
     config = eval_config or replace(get_eval_everything_config(), include_misc_metrics=True)
     result = evaluate_sae(sae, model, text, context_size, config, sae_set, name, verbose)
     result["eval_cfg"]["dataset"] = path
@@ -922,25 +649,6 @@ def evaluate_target(
         file = f"{result['unique_id']}_core_eval_results.json".replace("/", "_")
         atomic_write_json(folder / file, core_report(result), indent=2)
     return result
-
-
-def _load_target(target: str, sae_id: str | None, device: str) -> tuple[SAE, str, str]:
-    """The SAE, what it is from, and its name there."""
-    folder = Path(target)
-    if sae_id is None and folder.is_dir():
-        return SAE.load_from_disk(str(folder), device=device), folder.name, ""
-    if sae_id is None:
-        parts = target.split("/")
-        # Releases of the registry have no slash in their names, repositories have one.
-        n_release = 1 if parts[0] in get_pretrained_saes_directory() else 2
-        release, sae_id = "/".join(parts[:n_release]), "/".join(parts[n_release:])
-        if not sae_id:
-            raise ValueError(
-                f"{target!r} is neither a folder nor a release with an id. Give the folder of an "
-                "SAE, or RELEASE/ID as `sae-lens list` shows them."
-            )
-        target = release
-    return SAE.from_pretrained(target, sae_id, device=device)[0], target, sae_id
 
 
 # -- command line ---------------------------------------------------------------------------------
@@ -958,10 +666,10 @@ def run_evaluations(args: argparse.Namespace) -> list[dict[str, Any]]:
     batch_size = getattr(args, "batch_size_prompts", None) or getattr(
         args, "eval_batch_size_prompts", 16
     )
-    switches = [name for name in _SWITCHES if getattr(args, name, False)]
+    switches = [name for name in SWITCHES if getattr(args, name, False)]
     chosen: dict[str, Any] = {}
     if switches:
-        chosen["eval_config"] = _with_switches(
+        chosen["eval_config"] = with_switches(
             EvalConfig(
                 batch_size_prompts=batch_size,
                 n_eval_reconstruction_batches=args.n_eval_reconstruction_batches,
@@ -993,7 +701,7 @@ def arg_parser() -> argparse.ArgumentParser:
     parser.add_argument("--batch_size_prompts", type=int, default=16)
     parser.add_argument("--n_eval_reconstruction_batches", type=int, default=10)
     parser.add_argument("--n_eval_sparsity_variance_batches", type=int, default=1)
-    for name in _SWITCHES:
+    for name in SWITCHES:
         parser.add_argument(f"--{name}", action="store_true")
     parser.add_argument("--datasets", nargs="+", default=["Skylion007/openwebtext"])
     parser.add_argument("--ctx_lens", type=int, nargs="+", default=[128])

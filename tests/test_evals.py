@@ -15,13 +15,13 @@ from hypothesis import strategies as st
 from transformer_lens import HookedTransformerConfig
 
 from sae_lens import evals
+from sae_lens.activations.datasets_loading import split_held_out
 from sae_lens.activations.model_loading import HookedProxyLM
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.analysis import interventions
+from sae_lens.analysis import eval_config, interventions, targets
 from sae_lens.analysis.hooked_sae_transformer import HookedSAETransformer
 from sae_lens.evals import (
     EvalConfig,
-    HeldOutEvaluator,
     evaluate_sae,
     get_downstream_reconstruction_metrics,
     get_eval_everything_config,
@@ -34,8 +34,8 @@ from sae_lens.evals import (
     replace_nans_with_negative_one,
     run_evals,
     run_evaluations,
-    split_held_out,
 )
+from sae_lens.held_out_evaluation import HeldOutEvaluator
 from sae_lens.saes import SAE, SAEConfig
 from tests.helpers import (
     ARCHITECTURES,
@@ -1021,7 +1021,7 @@ def test_git_hash_is_quiet_outside_of_a_repository(tmp_path, monkeypatch, capfd)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
     assert evals.get_git_hash() == "unknown"
     assert EvalConfig().git_hash == "unknown"
-    evals._git_hash.cache_clear()
+    eval_config._git_hash.cache_clear()
     monkeypatch.setattr(subprocess, "run", raise_missing)
     assert evals.get_git_hash() == "unknown"
     assert capfd.readouterr() == ("", "")
@@ -1047,7 +1047,7 @@ def test_a_folder_is_evaluated(model, monkeypatch, tmp_path):
     dataset = Dataset.from_dict({"tokens": token_rows(8).tolist()})
     asked = []
     monkeypatch.setattr(
-        evals, "load_text_dataset", lambda path, **kwargs: asked.append((path, kwargs)) or dataset
+        targets, "load_text_dataset", lambda path, **kwargs: asked.append((path, kwargs)) or dataset
     )
     monkeypatch.setattr(evals, "load_model", lambda *args, **kwargs: model)
     config = EvalConfig(2, 1, compute_kl=True, n_eval_sparsity_variance_batches=1,
@@ -1076,7 +1076,7 @@ def test_targets(monkeypatch):
         return (make_sae(), {}, None)
 
     monkeypatch.setattr(evals.SAE, "from_pretrained", from_pretrained)
-    load = evals._load_target
+    load = targets.load_target
     load("gpt2-small-res-jb/blocks.0.hook_resid_pre", None, "cpu")
     load("someone/their-saes/layer_1/wide", None, "cpu")
     load("gpt2-small-res-jb", "blocks.1.hook_resid_pre", "cpu")

@@ -1,4 +1,4 @@
-"""`sae-lens dashboard FOLDER`: a page on what an SAE's features fire on."""
+"""`sae-lens dashboard TARGET`: a page on what an SAE's features fire on."""
 
 from __future__ import annotations
 
@@ -19,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     from sae_lens.config.arguments import add_config_arguments
 
     parser.epilog = _EPILOG
-    parser.add_argument("folder", metavar="FOLDER", help="an SAE folder")
+    parser.add_argument(
+        "target", metavar="TARGET", help="an SAE folder, or RELEASE/ID of a released SAE"
+    )
+    parser.add_argument("sae_id", metavar="ID", nargs="?", help="id, when TARGET is a release")
     parser.add_argument(
         "--features", help="indices and ranges, such as 0-99,512; all when not given"
     )
@@ -35,41 +38,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Watch the features, write the page."""
-    from sae_lens.activations.datasets_loading import load_text_dataset
-    from sae_lens.activations.model_loading import load_model
     from sae_lens.analysis.dashboards import (
         DashboardSettings,
         collect_feature_data,
         write_dashboard_html,
         write_dashboard_json,
     )
+    from sae_lens.analysis.targets import ModelLoader, load_target, text_for
     from sae_lens.config.arguments import config_from_values, config_values
-    from sae_lens.constants import EMBEDDED_DATASET_NAME
-    from sae_lens.saes import SAE
 
     settings = config_from_values(DashboardSettings, config_values(DashboardSettings, args))
     features = parse_features(args.features)
-    sae = SAE.load_from_disk(args.folder, device=args.device)
-    cfg = sae.cfg
-    dataset = args.dataset or cfg.dataset_path
-    if not dataset or not cfg.model_name:
-        raise UsageError(
-            f"{args.folder} names no {'dataset: give --dataset' if not dataset else 'model'}"
-        )
-    split = args.split or ("heldout" if dataset == EMBEDDED_DATASET_NAME else "train")
-    model = load_model(
-        getattr(cfg.metadata, "model_class_name", None) or "HookedTransformer",
-        cfg.model_name,
-        device=args.device,
-        model_from_pretrained_kwargs=dict(cfg.model_from_pretrained_kwargs or {}),
-    )
-    data = collect_feature_data(
-        sae,
-        model,
-        load_text_dataset(dataset, split=split, streaming=True),
-        features,
-        settings=settings,
-    )
+    sae, *_ = load_target(args.target, args.sae_id, device=args.device)
+    text, *_ = text_for(sae, args.dataset, args.split)
+    model = ModelLoader(args.device).for_sae(sae)
+    data = collect_feature_data(sae, model, text, features, settings=settings)
     print(f"written to {write_dashboard_html(data, args.output)}")
     if args.json:
         print(f"written to {write_dashboard_json(data, args.json)}")

@@ -86,7 +86,8 @@ class InModelEvaluator:
     def _on_held_out(self, rows: Any, data_provider: Any) -> Evaluator:
         cfg = self.cfg
         batch_size = cfg.eval_batch_size_prompts or cfg.store_batch_size_prompts
-        return _evals().HeldOutEvaluator.from_dataset(
+        held_out_evaluation = importlib.import_module("sae_lens.held_out_evaluation")
+        return held_out_evaluation.HeldOutEvaluator.from_dataset(
             self.model,
             rows,
             context_size=cfg.context_size,

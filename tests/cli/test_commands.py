@@ -194,8 +194,8 @@ def test_dashboard_writes_a_page_and_its_data(
 def test_dashboard_needs_text(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make_sae(dataset_path="").save_model(tmp_path)
     code, _, err = outcome(capsys, "dashboard", tmp_path)
-    assert code == 2
-    assert "names no dataset: give --dataset" in err
+    assert code == 1
+    assert "names no dataset; pass one" in err
 
 
 # -- demo ------------------------------------------------------------------------------------------
