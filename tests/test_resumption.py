@@ -32,6 +32,8 @@ CASES = [
     ("standard", "expected_average_only_in"),
     ("jumprelu", "layer_norm"),
     (LATER_FORM, "expected_average_only_in"),
+    ("topk", "whitening"),
+    (LATER_FORM, "whitening"),
 ]
 
 

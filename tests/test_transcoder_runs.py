@@ -37,7 +37,7 @@ def run_config(tmp_path: Path, architecture: str = "transcoder", **fields: Any) 
     config_class = get_sae_training_class(architecture).config_class
     sae_fields = {
         name: fields.pop(name)
-        for name in ("hook_name", "hook_name_out", "normalize_activations")
+        for name in ("hook_name", "hook_name_out", "normalize_activations", "d_in", "d_out")
         if name in fields
     }
     if "topk" in architecture:
@@ -93,7 +93,11 @@ def test_a_run_on_a_language_model(
 
 
 def test_hooks_in_the_wrong_order_are_refused(model: Any, rows: Dataset, tmp_path: Path):
-    cfg = run_config(tmp_path, hook_name=OUT, hook_name_out=IN)
+    with pytest.raises(ValueError, match="runs before hook_name"):
+        run_config(tmp_path, hook_name=OUT, hook_name_out=IN)
+    # where names do not tell, one token through the model does
+    names = {"hook_name": "blocks.0.mlp.hook_post", "hook_name_out": "blocks.0.mlp.hook_pre"}
+    cfg = run_config(tmp_path, d_in=64, d_out=64, **names)
     with pytest.raises(ValueError, match="runs before hook_name"):
         SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
     cfg = run_config(tmp_path, hook_name_out="blocks.0.hook_nothing")

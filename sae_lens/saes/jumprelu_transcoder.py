@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from sae_lens.registry import register_sae_class
-from sae_lens.saes.transcoder import SkipConnection, Transcoder, TranscoderConfig
+from sae_lens.saes.transcoder import Transcoder, TranscoderConfig
 
 
 @dataclass(kw_only=True)
@@ -42,7 +42,7 @@ class JumpReLUTranscoder(Transcoder):
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of `x`, [..., d_in] to [..., d_sae]."""
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         above = (hidden_pre > self.threshold).to(hidden_pre.dtype)
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre) * above)
 
@@ -51,10 +51,11 @@ class JumpReLUTranscoder(Transcoder):
         self._fold_decoder_norms(self.b_enc.data, self.threshold.data)
 
 
-class JumpReLUSkipTranscoder(SkipConnection, JumpReLUTranscoder):
+class JumpReLUSkipTranscoder(JumpReLUTranscoder):
     """See the module's text."""
 
     architecture = "jumprelu_skip_transcoder"
+    has_skip = True
 
 
 register_sae_class("jumprelu_transcoder", JumpReLUTranscoder, JumpReLUTranscoderConfig)

@@ -39,6 +39,7 @@ _DENSE_FORMULAS = (
     "linear_decode",
     "decoder_norms",
     "split_batch",
+    "add_bypass",
     "decode",
     "process_sae_in",
     "reshape_fn_in",
@@ -85,6 +86,7 @@ def _formulas_are_the_architectures(sae_class: type) -> bool:
             return True
         # a class that brings its losses in both forms has not changed one behind the other's back
         paired = {"auxiliary_losses"} if "sparse_auxiliary_losses" in own else set()
+        paired |= set(own.get("in_both_forms", ()))
         if any(name in own for name in _DENSE_FORMULAS if name not in paired):
             return False
     return False
@@ -105,7 +107,7 @@ def sparse_training_pass(
         torch.stack([v for v in (encoding.decoded_values, encoding.gate_values) if v is not None]),
         active,
     )
-    sae_out = finish_decoding(sae, decoded.recons[0])
+    sae_out = sae.add_bypass(finish_decoding(sae, decoded.recons[0]), sae_in)
     decoding = SparseTrainingDecoding(
         processed_in=x,
         sae_out=sae_out,

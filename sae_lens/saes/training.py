@@ -255,7 +255,7 @@ class TrainingSAE(SAE):
         if is_open and self._sparse_choice.choose(self.expected_density(len(step.sae_in))):
             return sparse_training_pass(self, step, x)
         encoding = self.encode_for_training(x)
-        sae_out = self.decode(encoding.feature_acts)
+        sae_out = self.add_bypass(self.decode(encoding.feature_acts), x)
         per_item_mse_loss = self.mse_loss_fn(sae_out, step.sae_in)
         losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
         terms = self.loss_terms(step)
@@ -277,6 +277,11 @@ class TrainingSAE(SAE):
     def split_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """What is encoded and what is to be reconstructed: for an SAE the same."""
         return batch, batch
+
+    def add_bypass(self, recons: Tensor, x: Tensor) -> Tensor:
+        """What was decoded, and what does not go through features: for an SAE nothing."""
+        del x
+        return recons
 
     def prepare_training_pass(self) -> None:
         """What must hold of the parameters before a pass (constraints)."""

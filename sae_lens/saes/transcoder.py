@@ -52,7 +52,47 @@ class SkipTranscoderConfig(TranscoderConfig):
     architecture: str = "skip_transcoder"
 
 
-class Transcoder(SAE):
+class TranscoderMaps(SAE):
+    """What every transcoder, trained or in training, has that an SAE has not."""
+
+    #: whether there is a skip connection
+    has_skip: bool = False
+    #: formulas that the sparse form of a training step uses as well
+    in_both_forms = ("add_bypass", "run_time_activation_norm_fn_out", "reshape_fn_out")
+    W_skip: nn.Parameter
+
+    def initialize_weights_basic(self) -> None:
+        """`b_enc`, `W_dec` [d_sae, d_out], `W_enc`, `b_dec` [d_out], and `W_skip` [d_out, d_in]."""
+        cfg = getattr(self, "_training_cfg", self.cfg)
+        self.b_enc = self._vector(cfg.d_sae)
+        self.W_dec = self._matrix(cfg.d_sae, cfg.d_out)
+        self.W_enc = self._matrix(cfg.d_in, cfg.d_sae)
+        self.b_dec = self._vector(cfg.d_out)
+        if self.has_skip:
+            self.W_skip = nn.Parameter(self.W_dec.new_zeros(cfg.d_out, cfg.d_in))
+
+    def run_time_activation_norm_fn_out(self, x: Tensor) -> Tensor:
+        """Nothing: what was done to the input has no counterpart on another activation."""
+        return x
+
+    def reshape_fn_out(self, x: Tensor, d_head: int | None) -> Tensor:
+        """Nothing, likewise."""
+        del d_head
+        return x
+
+    def add_bypass(self, recons: Tensor, x: Tensor) -> Tensor:
+        """What was decoded plus the skip connection's part, of the input as it came."""
+        if not self.has_skip:
+            return recons
+        return recons + self.reshape_fn_in(x.to(self.dtype)) @ self.W_skip.T
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The output activation for the input activation `x`, [..., d_in] to [..., d_out]."""
+        recons = self.decode(self._encode_for_forward(x))
+        return self.hook_sae_output(self.add_bypass(recons, x))
+
+
+class Transcoder(TranscoderMaps):
     """See the module's text."""
 
     architecture = "transcoder"
@@ -66,53 +106,20 @@ class Transcoder(SAE):
         super().__init__(cfg, use_error_term)
 
     def initialize_weights(self) -> None:
-        """`b_enc`, `W_dec` [d_sae, d_out], `W_enc`, `b_dec` [d_out]."""
-        self.b_enc = self._vector(self.cfg.d_sae)
-        self.W_dec = self._matrix(self.cfg.d_sae, self.cfg.d_out)
-        self.W_enc = self._matrix(self.cfg.d_in, self.cfg.d_sae)
-        self.b_dec = self._vector(self.cfg.d_out)
-
-    def process_sae_in(self, sae_in: Tensor) -> Tensor:
-        """Cast, flatten heads, fire `hook_sae_input`, normalise."""
-        x = self.hook_sae_input(self.reshape_fn_in(sae_in.to(self.dtype)))
-        return self.run_time_activation_norm_fn_in(x)
+        """As `initialize_weights_basic`."""
+        self.initialize_weights_basic()
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of `x`, [..., d_in] to [..., d_sae]."""
-        hidden_pre = self.hook_sae_acts_pre(self.process_sae_in(x) @ self.W_enc + self.b_enc)
+        hidden_pre = self.hook_sae_acts_pre(self.linear_encode(self.process_sae_in(x)))
         return self.hook_sae_acts_post(self.activation_fn(hidden_pre))
 
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """The output activation [..., d_out]; nothing about the input is undone."""
-        scaled = self.apply_finetuning_scaling_factor(feature_acts)
-        return self.hook_sae_recons(scaled @ self.W_dec + self.b_dec)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """The output activation for the input activation `x`."""
-        return self.hook_sae_output(self.decode(self.encode(x)))
-
-
-class SkipConnection(SAE):
-    """The part of skip transcoders that is more than a transcoder."""
-
-    W_skip: nn.Parameter
-
-    def initialize_weights(self) -> None:
-        """The transcoder's parameters, then `W_skip` [d_out, d_in] of zeros."""
-        super().initialize_weights()
-        self.W_skip = nn.Parameter(self.W_dec.new_zeros(self.cfg.d_out, self.cfg.d_in))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The transcoder's output plus `x W_skip^T`."""
-        recons = self.decode(self.encode(x))
-        flat = self.reshape_fn_in(x.to(self.dtype))
-        return self.hook_sae_output(recons + flat @ self.W_skip.T)
-
-
-class SkipTranscoder(SkipConnection, Transcoder):
+class SkipTranscoder(Transcoder):
     """See the module's text."""
 
     architecture = "skip_transcoder"
+    has_skip = True
 
 
 register_sae_class("transcoder", Transcoder, TranscoderConfig)

@@ -5,7 +5,7 @@
 
 See `transcoder.py` for the papers. A batch is input and target side by side, [batch, d_in + d_out]
 (`activations/paired.py`). Every architecture exists with and without the skip connection, which
-starts at zero.
+starts at zero and sees the input as it comes; what normalises each token is for the encoder alone.
 
 Saved for inference, relu and jumprelu stay what they are. Those that select become jumprelu
 transcoders, whose threshold follows the smallest kept activation while training, since released
@@ -15,14 +15,13 @@ it is an approximation (k on average instead of k for each token).
 
 from __future__ import annotations
 
-from dataclasses import InitVar, dataclass, replace
+from dataclasses import InitVar, dataclass
 from typing import Any
 
-import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_lens.hook_names import layer_of
+from sae_lens.hook_names import refuse_wrong_order
 from sae_lens.loading.inference_form import inference_architecture
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
@@ -30,8 +29,9 @@ from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEC
 from sae_lens.saes.config import ArchitectureTrainingSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.standard import StandardTrainingSAE, StandardTrainingSAEConfig
+from sae_lens.saes.topk import TopKTrainingSAE
 from sae_lens.saes.training import TrainingSAE
-from sae_lens.saes.training_step import TrainStepInput, TrainStepOutput, as_step_input
+from sae_lens.saes.transcoder import TranscoderMaps
 
 
 @dataclass(kw_only=True)
@@ -60,18 +60,7 @@ class PairedTrainingConfig(ArchitectureTrainingSAEConfig):
             raise ValueError(
                 "A transcoder's b_dec is a bias of its output: apply_b_dec_to_input must be False."
             )
-        out = self.extra_metadata.get("hook_name_out")
-        if out and self.hook_name and layer_of(out) < layer_of(self.hook_name):
-            raise ValueError(
-                f"hook_name_out={out!r} lies in an earlier layer than hook_name="
-                f"{self.hook_name!r}; a transcoder's input has to come first. Exchange them."
-            )
-        if self.normalize_activations not in ("none", "expected_average_only_in"):
-            raise ValueError(
-                f"normalize_activations is {self.normalize_activations!r}; transcoders are trained "
-                "with 'none' or 'expected_average_only_in', since what is done to each input "
-                "cannot be undone on the output."
-            )
+        refuse_wrong_order(self.hook_name, self.extra_metadata.get("hook_name_out"))
 
 
 def _hook_name_out(self: PairedTrainingConfig) -> str | None:
@@ -87,18 +76,15 @@ def _set_hook_name_out(self: PairedTrainingConfig, name: str | None) -> None:
 PairedTrainingConfig.hook_name_out = property(_hook_name_out, _set_hook_name_out)  # type: ignore[assignment]
 
 
-class TranscoderTraining(TrainingSAE):
+class TranscoderTraining(TranscoderMaps, TrainingSAE):
     """The part of every transcoder's training that differs from an SAE's."""
 
-    W_skip: nn.Parameter
+    in_both_forms = ("split_batch",)
 
-    def initialize_weights_basic(self) -> None:
-        """`b_enc`, `W_dec` [d_sae, d_out], `W_enc`, `b_dec` [d_out]."""
-        cfg = self._training_cfg
-        self.b_enc = self._vector(cfg.d_sae)
-        self.W_dec = self._matrix(cfg.d_sae, cfg.d_out)
-        self.W_enc = self._matrix(cfg.d_in, cfg.d_sae)
-        self.b_dec = self._vector(cfg.d_out)
+    @property
+    def activation_widths(self) -> tuple[int, int]:
+        """Widths of the two activations in a row of a batch."""
+        return self.cfg.d_in, self.cfg.d_out
 
     def _encoder_from_decoder(self) -> None:
         """The encoder as the decoder's transpose where widths allow it; else rows of that norm.
@@ -111,75 +97,21 @@ class TranscoderTraining(TrainingSAE):
             norm = self.cfg.decoder_init_norm
             self.W_enc.data.mul_(norm / self.W_enc.data.norm(dim=0).clamp(min=1e-30))
 
-    def training_forward_pass(
-        self,
-        sae_in: Tensor | TrainStepInput | None = None,
-        current_l1_coefficient: float | None = None,
-        dead_neuron_mask: Tensor | None = None,
-        *,
-        step_input: TrainStepInput | None = None,
-    ) -> TrainStepOutput:
-        """Features, output and loss of one batch, [batch, d_in + d_out].
-
-        The `sae_in` of the result is what was modelled, [batch, d_out].
+    def split_batch(
+        self, batch: Float[Tensor, "batch both"]
+    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
+        """Input and target of rows that hold both, [batch, d_in + d_out].
 
         Raises:
-            ValueError: when the batch has another width.
+            ValueError: when the rows have another width.
         """
-        step = as_step_input(sae_in, current_l1_coefficient, dead_neuron_mask, step_input)
-        x, target = self.split(step.sae_in)
-        step = replace(step, sae_in=target)
-        self.prepare_training_pass()
-        encoding = self.encode_for_training(x)
-        out = self.with_skip(self.decode(encoding.feature_acts), x)
-        per_item_mse_loss = self.mse_loss_fn(out, target)
-        losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
-        losses |= self.loss_terms(step).auxiliary_losses(step, encoding, out, per_item_mse_loss)
-        metrics = self.training_metrics()
-        if isinstance(self, BatchTopKTrainingSAE):
-            self.update_topk_threshold(encoding.feature_acts)
-            metrics["topk_threshold"] = self.topk_threshold
-        return TrainStepOutput(
-            sae_in=target,
-            sae_out=out,
-            feature_acts=encoding.feature_acts,
-            hidden_pre=encoding.hidden_pre,
-            loss=torch.stack(list(losses.values())).sum(),
-            losses=losses,
-            metrics=metrics,
-        )
-
-    def split(
-        self, pairs: Float[Tensor, "batch both"]
-    ) -> tuple[Float[Tensor, "batch d_in"], Float[Tensor, "batch d_out"]]:
-        """Input and target of rows that hold both."""
-        d_in, d_out = self.cfg.d_in, self.cfg.d_out
-        if pairs.shape[-1] != d_in + d_out:
+        d_in, d_out = self.activation_widths
+        if batch.shape[-1] != d_in + d_out:
             raise ValueError(
                 f"A batch for a transcoder holds input and target side by side, {d_in} + {d_out} "
-                f"wide; this one is {pairs.shape[-1]} wide."
+                f"wide; this one is {batch.shape[-1]} wide."
             )
-        return pairs[..., :d_in], pairs[..., d_in:]
-
-    def decode(self, feature_acts: Tensor) -> Tensor:
-        """Output without the skip connection; nothing about the input is undone."""
-        scaled = self.apply_finetuning_scaling_factor(feature_acts)
-        return self.hook_sae_recons(scaled @ self.W_dec + self.b_dec)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The output activation for the input activation `x`, [..., d_in] to [..., d_out]."""
-        out = self.decode(self._encode_for_forward(x))
-        return self.hook_sae_output(self.with_skip(out, x))
-
-    def with_skip(self, out: Tensor, x: Tensor) -> Tensor:
-        """What was decoded plus the skip connection's part, if there is one."""
-        if "W_skip" not in self._parameters:
-            return out
-        return out + self.reshape_fn_in(x.to(self.dtype)) @ self.W_skip.T
-
-    def has_sparse_form(self) -> bool:
-        """Not yet: the sparse form reconstructs its input."""
-        return False
+        return batch[..., :d_in], batch[..., d_in:]
 
     def initialize_b_dec_with_precalculated(self, origin: Tensor) -> None:
         """Set the decoder bias; of a row of both activations, the target's part."""
@@ -194,16 +126,6 @@ class TranscoderTraining(TrainingSAE):
         values, state_dict = super().inference_components()
         name = inference_architecture(str(self.cfg.architecture))
         return {**values, "architecture": name, "d_out": self.cfg.d_out}, state_dict
-
-
-class SkipTraining(TranscoderTraining):
-    """The part of skip transcoders that is more than a transcoder."""
-
-    def initialize_weights_basic(self) -> None:
-        """The transcoder's parameters, then `W_skip` [d_out, d_in] of zeros."""
-        super().initialize_weights_basic()
-        cfg = self._training_cfg
-        self.W_skip = nn.Parameter(self.W_dec.new_zeros(cfg.d_out, cfg.d_in))
 
 
 # -- relu -----------------------------------------------------------------------------------------
@@ -229,10 +151,11 @@ class TranscoderTrainingSAE(TranscoderTraining, StandardTrainingSAE):
     architecture = "transcoder"
 
 
-class SkipTranscoderTrainingSAE(SkipTraining, TranscoderTrainingSAE):
+class SkipTranscoderTrainingSAE(TranscoderTrainingSAE):
     """The same with a skip connection."""
 
     architecture = "skip_transcoder"
+    has_skip = True
 
 
 # -- jumprelu -------------------------------------------------------------------------------------
@@ -258,10 +181,11 @@ class JumpReLUTranscoderTrainingSAE(TranscoderTraining, JumpReLUTrainingSAE):
     architecture = "jumprelu_transcoder"
 
 
-class JumpReLUSkipTranscoderTrainingSAE(SkipTraining, JumpReLUTranscoderTrainingSAE):
+class JumpReLUSkipTranscoderTrainingSAE(JumpReLUTranscoderTrainingSAE):
     """The same with a skip connection."""
 
     architecture = "jumprelu_skip_transcoder"
+    has_skip = True
 
 
 # -- batchtopk and topk ---------------------------------------------------------------------------
@@ -301,10 +225,11 @@ class BatchTopKTranscoderTrainingSAE(TranscoderTraining, BatchTopKTrainingSAE):
     architecture = "batchtopk_transcoder"
 
 
-class BatchTopKSkipTranscoderTrainingSAE(SkipTraining, BatchTopKTranscoderTrainingSAE):
+class BatchTopKSkipTranscoderTrainingSAE(BatchTopKTranscoderTrainingSAE):
     """The same with a skip connection."""
 
     architecture = "batchtopk_skip_transcoder"
+    has_skip = True
 
 
 class TopKTranscoderTrainingSAE(BatchTopKTranscoderTrainingSAE):
@@ -312,14 +237,19 @@ class TopKTranscoderTrainingSAE(BatchTopKTranscoderTrainingSAE):
 
     architecture = "topk_transcoder"
 
+    has_sparse_form = TopKTrainingSAE.has_sparse_form
+    _entries_to_select = TopKTrainingSAE._entries_to_select
+    _find_entries = TopKTrainingSAE._find_entries
+
     def _make_activation_fn(self) -> nn.Module:
         return TopK(int(self.cfg.activation_fn_kwargs["k"]))
 
 
-class TopKSkipTranscoderTrainingSAE(SkipTraining, TopKTranscoderTrainingSAE):
+class TopKSkipTranscoderTrainingSAE(TopKTranscoderTrainingSAE):
     """The same with a skip connection."""
 
     architecture = "topk_skip_transcoder"
+    has_skip = True
 
 
 for _sae_class, _config_class in (

@@ -99,7 +99,8 @@ def one_pass(
 
 
 def assert_forms_agree(sae: TrainingSAE, dead: Tensor | None) -> None:
-    x = activations(10, dtype=sae.dtype).to(sae.device)
+    width = sum(getattr(sae, "activation_widths", (D_IN,)))
+    x = activations(10, width, dtype=sae.dtype).to(sae.device)
     if sae.dtype == torch.float64:
         exact = {"atol": 1e-11, "rtol": 1e-9}
     else:

@@ -12,6 +12,8 @@ from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE, TrainingSAE, TrainStepInput
 from sae_lens.saes.transcoder_training import TranscoderTraining
 from tests.helpers import D_IN, D_SAE, activations, assert_close, randomize
+from tests.saes.test_sparse_training import DEAD_FEATURES, assert_forms_agree
+from tests.saes.test_sparse_training import pytestmark as needs_sparse_kernels
 
 D_OUT = 12
 KINDS = ("", "jumprelu_", "topk_", "batchtopk_")
@@ -114,6 +116,37 @@ def test_folding_the_scale_of_both_activations(architecture: str):
     assert_close(sae(x), want, atol=1e-4)
 
 
+@needs_sparse_kernels
+@pytest.mark.parametrize("dead", DEAD_FEATURES)
+@pytest.mark.parametrize("normalization", ["none", "layer_norm", "constant_norm_rescale"])
+@every_transcoder
+def test_the_sparse_form_of_a_step_agrees(architecture: str, normalization: str, dead: str):
+    sae = make(architecture, normalize_activations=normalization)
+    assert_forms_agree(sae, DEAD_FEATURES[dead])
+
+
+def test_the_sparse_form_in_double_precision_and_without_rescaling():
+    for dtype, options in (("float64", {}), ("float32", {"rescale_acts_by_decoder_norm": False})):
+        sae = make("topk_skip_transcoder", dtype=dtype, **options)
+        assert_forms_agree(sae, DEAD_FEATURES["some dead"])
+
+
+@every_transcoder
+def test_what_normalises_each_token_is_for_the_encoder_alone(architecture: str):
+    sae = make(architecture, normalize_activations="layer_norm").eval()
+    plain = make(architecture).eval()
+    x = activations(10)
+    normalised = (x - x.mean(-1, keepdim=True)) / (x.std(-1, keepdim=True) + 1e-5)
+    want = plain.decode(plain.encode(normalised))
+    if "skip" in architecture:
+        want = want + x @ sae.W_skip.T
+    assert_close(sae(x), want)
+    components = sae.inference_components()
+    inference = SAE.from_components(*components).eval()
+    if "topk" not in architecture:
+        assert_close(inference(x), want)
+
+
 def test_a_transcoder_learns_a_linear_map():
     torch.manual_seed(0)
     true = torch.randn(D_IN, D_OUT) / D_IN**0.5
@@ -143,8 +176,8 @@ def test_initial_encoders():
     ("fields", "message"),
     [
         ({"apply_b_dec_to_input": True}, "apply_b_dec_to_input must be False"),
-        ({"hook_name": "blocks.2.hook_mlp_in"}, "lies in an earlier layer"),
-        ({"normalize_activations": "layer_norm"}, "cannot be undone on the output"),
+        ({"hook_name": "blocks.2.hook_mlp_in"}, "runs before hook_name"),
+        ({"hook_name": "blocks.0.hook_resid_post"}, "runs before hook_name"),
     ],
 )
 def test_settings_that_make_no_sense(fields: dict[str, Any], message: str):

@@ -1,0 +1,296 @@
+"""Every architecture under every normalisation: what is saved works on raw activations."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from torch import Tensor
+
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.registry import get_sae_training_class
+from sae_lens.sae_training_runner import SAETrainingRunner
+from sae_lens.saes import SAE, MatchingPursuitTrainingSAEConfig, TrainingSAE
+from sae_lens.saes.normalization import NORMALIZATION_KINDS
+from sae_lens.saes.whitening import fold_whitening
+from sae_lens.training.sources import IteratorSource, SourceSettings
+from sae_lens.training.trainer import SAETrainer
+from sae_lens.whitening import CovarianceEstimate, Whitening
+from tests.helpers import (
+    ARCHITECTURES,
+    D_IN,
+    activations,
+    assert_close,
+    make_training_sae,
+    randomize,
+    tiny_model,
+)
+
+IN, OUT = "blocks.0.ln2.hook_normalized", "blocks.0.mlp.hook_post"
+D_OUT, BATCH, N_STEPS = 4 * D_IN, 32, 6
+SINGLE = (
+    "standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk",
+    "matching_pursuit",
+)  # fmt: skip
+TRANSCODERS = tuple(
+    f"{kind}{name}"
+    for kind in ("", "jumprelu_", "topk_", "batchtopk_")
+    for name in ("transcoder", "skip_transcoder")
+)
+LATER_FORM = [(name, "v6") for name in (*SINGLE, *TRANSCODERS)]
+FORMS = [(name, "v5") for name in ARCHITECTURES] + LATER_FORM
+CASES = [
+    (architecture, form, kind)
+    for architecture, form in FORMS
+    for kind in NORMALIZATION_KINDS
+    if (architecture, kind) != ("matching_pursuit", "whitening")
+]
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    generator = torch.Generator().manual_seed(0)
+    return Dataset.from_dict(
+        {"tokens": torch.randint(2, 32, (40, 8), generator=generator).tolist()}
+    )
+
+
+@pytest.fixture(scope="module")
+def raw(model: Any, rows: Dataset) -> Tensor:
+    """Input and output activations side by side, of tokens that vary in length of activation."""
+    _, cache = model.run_with_cache(torch.tensor(rows["tokens"]), names_filter=[IN, OUT])
+    return torch.cat([cache[IN], cache[OUT]], dim=-1).flatten(0, 1)
+
+
+def config(
+    folder: Path,
+    architecture: str,
+    form: str,
+    kind: str,
+    sae: dict[str, Any] | None = None,
+    **more: Any,
+) -> LanguageModelSAERunnerConfig:
+    fields: dict[str, Any] = {
+        "model_name": "tiny", "hook_name": IN, "context_size": 8, "d_in": D_IN,
+        "train_batch_size_tokens": BATCH, "store_batch_size_prompts": 4, "n_batches_in_buffer": 8,
+        "training_tokens": BATCH * N_STEPS, "n_checkpoints": 2, "log_to_wandb": False,
+        "checkpoint_path": str(folder), "wandb_id": "run", "verbose": False, "lr": 1e-2,
+        "model_from_pretrained_kwargs": {}, "n_batches_for_norm_estimate": 6,
+        "b_dec_init_method": "mean", "output_path": str(folder / "out"), **more,
+    }  # fmt: skip
+    if form == "v5":
+        fields |= {"architecture": architecture, "d_sae": 32, "normalize_activations": kind}
+        if architecture == "topk":
+            fields["activation_fn_kwargs"] = {"k": 4}
+        return LanguageModelSAERunnerConfig(**fields)
+    config_class = get_sae_training_class(architecture).config_class
+    options: dict[str, Any] = {"d_in": D_IN, "d_sae": 32, "normalize_activations": kind}
+    if "topk" in architecture:
+        options["k"] = 4
+    if "matryoshka" in architecture:
+        options["matryoshka_widths"] = [8, 32]
+    if "transcoder" in architecture:
+        options |= {"d_out": D_OUT, "hook_name": IN, "hook_name_out": OUT}
+    if architecture == "matching_pursuit":
+        options["max_iterations"] = 4
+    del fields["d_in"]
+    return LanguageModelSAERunnerConfig(sae=config_class(**options, **(sae or {})), **fields)
+
+
+def train(cfg: Any, model: Any, rows: Dataset) -> SAETrainingRunner:
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "All samples in the training dataset")
+        warnings.filterwarnings("ignore", "The training dataset has")
+        runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+        runner.run()
+    return runner
+
+
+def output_in_training_space(trainer: Any, raw: Tensor) -> Tensor:
+    """What the SAE in training, as it is used in inference, makes of raw activations."""
+    sae, source = copy.deepcopy(trainer.sae), trainer.source
+    if trainer.normalizes_decoder:
+        sae.set_decoder_norm_to_unit_norm()
+    inference = SAE.from_components(*sae.inference_components()).eval()
+    is_transcoder = "transcoder" in str(sae.cfg.architecture)
+    x = raw if is_transcoder else raw[:, :D_IN]
+    factor = source.norm_scaling_factor or 1.0
+    x = source.finished(x * factor)[:, :D_IN]
+    with torch.no_grad():
+        out = inference(x) / factor
+    return out if source.whitening is None else source.whitening[-1].undo(out)
+
+
+@pytest.mark.parametrize(("architecture", "form", "kind"), CASES)
+def test_what_is_saved_works_on_raw_activations(
+    architecture: str, form: str, kind: str, model: Any, rows: Dataset, raw: Tensor,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    expected: dict[str, Tensor] = {}
+    finish, save = SAETrainer._finish_weights, SAETrainingRunner.save_checkpoint
+
+    def before_finishing(trainer: Any) -> None:
+        expected[f"final_{trainer.n_training_tokens}"] = output_in_training_space(trainer, raw)
+        finish(trainer)
+
+    def before_saving(trainer: Any, checkpoint_name: str, wandb_aliases: Any = None) -> None:
+        if checkpoint_name not in expected:
+            expected[checkpoint_name] = output_in_training_space(trainer, raw)
+        save(trainer, checkpoint_name, wandb_aliases)
+
+    monkeypatch.setattr(SAETrainer, "_finish_weights", before_finishing)
+    monkeypatch.setattr(SAETrainingRunner, "save_checkpoint", staticmethod(before_saving))
+    runner = train(config(tmp_path, architecture, form, kind), model, rows)
+    assert len(expected) == 2
+    at_run_time = kind in ("constant_norm_rescale", "layer_norm")
+    folders = {name: tmp_path / "run" / name for name in expected}
+    folders["out"] = tmp_path / "out"
+    final = next(name for name in expected if name.startswith("final"))
+    expected["out"] = expected[final]
+    for name, want in expected.items():
+        loaded = SAE.load_from_disk(folders[name]).eval()
+        assert loaded.cfg.normalize_activations == (kind if at_run_time else "none")
+        assert_close(loaded(raw[:, :D_IN]), want, atol=2e-4, rtol=1e-3)
+    # the returned one is the saved one; those that select over a batch only as they are used
+    mine = SAE.from_components(*runner.sae.inference_components()).eval()
+    assert_close(mine(raw[:, :D_IN]), expected["out"], atol=2e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("architecture", "form"), FORMS)
+def test_folding_whitening_is_exact_and_can_be_undone(architecture: str, form: str) -> None:
+    if architecture == "matching_pursuit":
+        return
+    cfg = config(Path("unused"), architecture, form, "whitening", wandb_id=None)
+    cfg.b_dec_init_method = "zeros"
+    torch.manual_seed(0)
+    sae = TrainingSAE(cfg.training_sae_config()).eval()
+    randomize(sae)
+    widths = getattr(sae, "activation_widths", (D_IN,))
+    maps = [whitening_of(width, seed) for seed, width in enumerate(widths)]
+    x = activations(12, widths[0]) * 3 + 1
+    with torch.no_grad():
+        before = sae(maps[0].apply(x))
+        want = maps[-1].undo(before)
+        fold_whitening(sae, *maps)
+        assert sae.cfg.normalize_activations == "none"
+        assert_close(sae(x), want, atol=1e-3, rtol=1e-3)
+        fold_whitening(sae, *(part.inverted() for part in maps))
+        assert_close(sae(maps[0].apply(x)), before, atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
+def test_the_mean_goes_into_the_biases_where_b_dec_is_not_subtracted(architecture: str) -> None:
+    sae = make_training_sae(architecture, apply_b_dec_to_input=False).eval()
+    white = whitening_of(D_IN, 0)
+    x = activations(12) * 3 + 1
+    with torch.no_grad():
+        want = white.undo(sae(white.apply(x)))
+        fold_whitening(sae, white)
+        assert_close(sae(x), want, atol=1e-3, rtol=1e-3)
+
+
+def whitening_of(width: int, seed: int) -> Whitening:
+    estimate = CovarianceEstimate()
+    rows = activations(400, width, seed=seed) @ torch.diag(torch.linspace(0.2, 3, width)) + 2
+    estimate.add(rows[:100])
+    estimate.add(rows[100:])
+    return estimate.whitening(0.01)
+
+
+@pytest.mark.parametrize("build", [
+    lambda: MatchingPursuitTrainingSAEConfig(d_in=8, d_sae=16, normalize_activations="whitening"),
+    lambda: LanguageModelSAERunnerConfig(
+        architecture="matching_pursuit", normalize_activations="whitening", verbose=False
+    ),
+])  # fmt: skip
+def test_whitening_of_an_encoder_that_is_the_decoder_is_refused_early(build: Any) -> None:
+    with pytest.raises(ValueError, match="its encoder is the decoder's transpose"):
+        build()
+
+
+@pytest.mark.parametrize("kind", ["expected_average_only_in", "whitening"])
+@pytest.mark.parametrize(
+    ("architecture", "form"), [("standard", "v5"), ("topk", "v6"), ("skip_transcoder", "v6")]
+)
+def test_a_run_goes_on_from_saved_weights_where_they_stood(
+    architecture: str, form: str, kind: str, model: Any, rows: Dataset, raw: Tensor, tmp_path: Path
+) -> None:
+    """What is read from a file works on raw activations; the run trains on others."""
+    train(config(tmp_path, architecture, form, kind), model, rows)
+    saved = tmp_path / "run" / f"final_{BATCH * N_STEPS}"
+    cfg = config(
+        tmp_path / "next", architecture, form, kind, from_pretrained_path=str(saved), lr=0.0,
+        normalize_sae_decoder=False,
+    ) if form == "v5" else config(
+        tmp_path / "next", architecture, form, kind, from_pretrained_path=str(saved), lr=0.0
+    )  # fmt: skip
+    again = train(cfg, model, rows).sae.eval()
+    before = SAE.load_from_disk(saved).eval()
+    assert_close(again(raw[:, :D_IN]), before(raw[:, :D_IN]), atol=1e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize("architecture", ["standard", "skip_transcoder"])
+@pytest.mark.parametrize("kind", NORMALIZATION_KINDS)
+def test_evaluations_while_training_are_of_the_sae_as_it_is_saved(
+    architecture: str, kind: str, model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    log = tmp_path / "log.jsonl"
+    fields: dict[str, Any] = {
+        "log_to_jsonl": str(log), "wandb_log_frequency": 1, "eval_every_n_wandb_logs": N_STEPS,
+        "n_eval_batches": 2,
+    }  # fmt: skip
+    runner = train(config(tmp_path, architecture, "v6", kind, **fields), model, rows)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    group = "model_performance_preservation"
+    logged = [line[group] for line in lines if group in line]
+    loaded = SAE.load_from_disk(tmp_path / "run" / f"final_{BATCH * N_STEPS}")
+    wanted = EvalConfig(compute_ce_loss=True, n_eval_reconstruction_batches=2)
+    stream = runner.activations_store.evaluation_stream()
+    found = run_evals(loaded, stream, model, wanted).metrics[group]
+    assert len(logged) == 1
+    assert found["ce_loss_with_sae"] != found["ce_loss_without_sae"]
+    for name, value in found.items():
+        assert logged[0][name] == pytest.approx(value, rel=1e-3), name
+
+
+def test_whitened_rows_have_unit_covariance() -> None:
+    rows = activations(4000, 6) @ torch.randn(6, 6, generator=torch.Generator().manual_seed(3)) + 9
+    estimate = CovarianceEstimate()
+    for part in rows.split(500):
+        estimate.add(part)
+    white = estimate.whitening(0.0)
+    z = white.apply(rows)
+    assert_close(z.mean(dim=0), torch.zeros(6), atol=1e-3)
+    assert_close(torch.cov(z.T, correction=0), torch.eye(6), atol=1e-2)
+    assert_close(white.undo(z), rows, atol=1e-3)
+    assert_close(white.inverted().apply(z), rows, atol=1e-3)
+    # fully shrunk, all that is left is to centre and to scale
+    scaled = estimate.whitening(1.0).matrix
+    assert_close(scaled, torch.eye(6) * scaled[0, 0])
+    assert_close(1 / scaled[0, 0].pow(2), torch.cov(rows.T, correction=0).diagonal().mean())
+
+
+@pytest.mark.parametrize(
+    ("batches", "message"),
+    [
+        ([], "learn from"),
+        ([torch.ones(5, 4)], "mean variance"),
+        ([torch.full((5, 4), torch.inf)], "mean variance"),
+    ],
+)
+def test_what_cannot_be_whitened_is_refused(batches: list[Tensor], message: str) -> None:
+    source = IteratorSource(batches, SourceSettings("whitening", n_batches=4))
+    with pytest.raises(ValueError, match=message):
+        source.prepare()
