@@ -31,6 +31,7 @@ from sae_lens.saes.cross_layer_transcoder import (
     CrossLayerFields,
     CrossLayerMaps,
     LayerTopK,
+    RankedByDecoderNorm,
     ThresholdsByLayer,
     TopKByLayer,
 )
@@ -301,7 +302,9 @@ class TopKCrossLayerTranscoderTrainingSAE(CrossLayerTraining, TopKByLayer, TopKT
         return self._joined(x, found)
 
 
-class BatchTopKCrossLayerTranscoderTrainingSAE(CrossLayerTraining, BatchTopKTrainingSAE):
+class BatchTopKCrossLayerTranscoderTrainingSAE(
+    CrossLayerTraining, RankedByDecoderNorm, BatchTopKTrainingSAE
+):
     """The largest activations of the whole batch."""
 
     architecture = "batchtopk_cross_layer_transcoder"
@@ -311,12 +314,8 @@ class BatchTopKCrossLayerTranscoderTrainingSAE(CrossLayerTraining, BatchTopKTrai
 
     def activate_hook(self, here: slice, hidden_pre: Tensor) -> Tensor:
         """Those of one layer above the running threshold: a layer cannot wait for later ones."""
-        if self.rescales_acts:
-            hidden_pre = hidden_pre * self.decoder_norms()[here]
-        above = (hidden_pre > self.topk_threshold).to(hidden_pre.dtype)
-        return torch.relu(hidden_pre) * above
-
-    _scaled_for_decoding = TopKByLayer._scaled_for_decoding
+        ranked = self.ranked(here, hidden_pre)
+        return torch.relu(ranked) * (ranked > self.topk_threshold).to(ranked.dtype)
 
     def has_sparse_form(self) -> bool:
         """With this architecture's own selection."""

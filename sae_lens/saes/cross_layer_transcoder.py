@@ -32,6 +32,7 @@ from sae_lens.saes.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_hooks, check_settings
 from sae_lens.saes.standard import StandardSAE
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, check_k
+from sae_lens.saes.weights import divisors
 
 CLT_KEYS = ("hook_names", "hook_names_out")
 
@@ -345,7 +346,23 @@ class JumpReLUCrossLayerTranscoder(ThresholdsByLayer, JumpReLUSAE):
     architecture = "jumprelu_cross_layer_transcoder"
 
 
-class TopKByLayer(CrossLayerMaps):
+class RankedByDecoderNorm(CrossLayerMaps):
+    """Layer by layer what selecting by pre-activation times decoder norm changes."""
+
+    def ranked(self, here: slice, hidden_pre: Tensor) -> Tensor:
+        """By what features of a layer are selected."""
+        if not getattr(self, "rescales_acts", False):
+            return hidden_pre
+        return hidden_pre * self.decoder_norms()[here]
+
+    def _scaled_for_decoding(self, here: slice, acts: Tensor) -> Tensor:
+        acts = super()._scaled_for_decoding(here, acts)
+        if not getattr(self, "rescales_acts", False):
+            return acts
+        return acts / divisors(self.decoder_norms()[here])
+
+
+class TopKByLayer(RankedByDecoderNorm):
     """The k largest of each token in each layer, so that a layer need not know of later ones."""
 
     def _make_activation_fn(self) -> TopK:
@@ -353,17 +370,8 @@ class TopKByLayer(CrossLayerMaps):
 
     def activate_hook(self, here: slice, hidden_pre: Tensor) -> Tensor:
         """The k largest of one layer."""
-        if getattr(self, "rescales_acts", False):
-            hidden_pre = hidden_pre * self.decoder_norms()[here]
         assert isinstance(self.activation_fn, LayerTopK)
-        return TopK.forward(self.activation_fn, hidden_pre)
-
-    def _scaled_for_decoding(self, here: slice, acts: Tensor) -> Tensor:
-        acts = super()._scaled_for_decoding(here, acts)
-        if getattr(self, "rescales_acts", False):
-            norms = self.decoder_norms()[here]
-            acts = acts / torch.where(norms > 0, norms, torch.ones_like(norms))
-        return acts
+        return TopK.forward(self.activation_fn, self.ranked(here, hidden_pre))
 
 
 class TopKCrossLayerTranscoder(TopKByLayer, TopKSAE):
