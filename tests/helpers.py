@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE, SAEConfig, TrainingSAE, TrainingSAEConfig
 
 GOLDENS = Path(__file__).parent / "goldens"
@@ -150,3 +151,26 @@ def tiny_model(seed: int = 0, n_layers: int = 2, d_model: int = D_IN, n_ctx: int
         device="cpu",
     )
     return HookedTransformer(config).eval()
+
+
+def several_hooks_configs(n_hooks: int = 2, d_in: int = 8, **fields: Any) -> dict[str, Any]:
+    """Training configs of all SAEs over several hooks, by architecture.
+
+    A training batch has 2 * n_hooks * d_in columns for those that predict, else n_hooks * d_in.
+    """
+    reads = [f"blocks.{layer}.ln2.hook_normalized" for layer in range(n_hooks)]
+    writes = [f"blocks.{layer}.hook_mlp_out" for layer in range(n_hooks)]
+    configs: dict[str, Any] = {}
+    for kind in ("crosscoder", "cross_layer_transcoder"):
+        hooks: dict[str, Any] = {"hook_names": reads}
+        if kind == "cross_layer_transcoder":
+            hooks["hook_names_out"] = writes
+        for form in ("", "jumprelu_", "topk_", "batchtopk_"):
+            own: dict[str, Any] = {"k": 3} if "topk" in form else {}
+            if form == "jumprelu_":
+                own = {"jumprelu_bandwidth": 0.3}
+            config_class = get_sae_training_class(form + kind).config_class
+            configs[form + kind] = config_class(
+                **{"d_in": d_in, "d_sae": D_SAE, **hooks, **own, **fields}
+            )
+    return configs

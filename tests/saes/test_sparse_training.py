@@ -13,13 +13,26 @@ from sae_lens.kernels.dispatch import has_sparse_kernels
 from sae_lens.saes import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.abs_topk import AbsTopKTrainingSAEConfig
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAEConfig
+from sae_lens.saes.cross_layer_training import BatchTopKCrossLayerTranscoderTrainingConfig
+from sae_lens.saes.crosscoder_training import (
+    CrosscoderTrainingConfig,
+    TopKCrosscoderTrainingConfig,
+)
 from sae_lens.saes.gated import GatedTrainingSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUTrainingSAEConfig
 from sae_lens.saes.matryoshka_batch_topk import MatryoshkaBatchTopKTrainingSAEConfig
 from sae_lens.saes.standard import StandardTrainingSAEConfig
 from sae_lens.saes.topk import TopKTrainingSAEConfig
 from sae_lens.saes.training_step import reported_features
-from tests.helpers import D_IN, D_SAE, NORMALIZATIONS, activations, make_training_sae, randomize
+from tests.helpers import (
+    D_IN,
+    D_SAE,
+    NORMALIZATIONS,
+    activations,
+    make_training_sae,
+    randomize,
+    several_hooks_configs,
+)
 
 pytestmark = pytest.mark.skipif(
     not has_sparse_kernels(torch.device("cpu"), torch.float32),
@@ -79,6 +92,20 @@ V6_CASES: list[Any] = [
         for r in (False, True)
         for widths in ([6, 20, D_SAE], [D_SAE])
     ],
+    *[c for name, c in several_hooks_configs(d_in=8).items() if "transcoder" not in name],
+    *[c for name, c in several_hooks_configs(d_in=4).items() if "transcoder" in name],
+    CrosscoderTrainingConfig(d_in=4, d_sae=D_SAE, hook_names=list("abcd"), decoder_norm="l2"),
+    TopKCrosscoderTrainingConfig(
+        d_in=4, d_sae=D_SAE, hook_names=list("abcd"), k=4, rescale_acts_by_decoder_norm=False
+    ),
+    BatchTopKCrossLayerTranscoderTrainingConfig(
+        d_in=4,
+        d_sae=D_SAE,
+        hook_names=["a", "b"],
+        hook_names_out=["c", "d"],
+        k=1.5,
+        rescale_acts_by_decoder_norm=False,
+    ),
 ]
 
 
