@@ -8,18 +8,17 @@ functions that explain.
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import os
-import random
 import urllib.parse
 import webbrowser
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
+
+from sae_lens.analysis.autointerp import AutointerpRun, simulate_and_score
 
 if TYPE_CHECKING:
     import requests
@@ -27,6 +26,20 @@ if TYPE_CHECKING:
     from sae_lens.saes.base import SAE
 
 logger = logging.getLogger(__name__)
+
+__all__ = [
+    "NanAndInfReplacer",
+    "NeuronpediaActivation",
+    "NeuronpediaFeature",
+    "autointerp_neuronpedia_features",
+    "get_neuronpedia_feature",
+    "get_neuronpedia_quick_list",
+    "make_neuronpedia_list_with_features",
+    "open_neuronpedia_feature_dashboard",
+    "simulate_and_score",
+    "sleep_identity",
+    "test_key",
+]
 
 NEURONPEDIA_DOMAIN = "https://neuronpedia.org"
 
@@ -232,143 +245,6 @@ def sleep_identity(x: T) -> T:
     return x
 
 
-async def simulate_and_score(simulator: Any, activation_records: list[Any]) -> Any:
-    """Score an explanation by how well it predicts activations on the given records.
-
-    Args:
-        simulator: a `NeuronSimulator` of the explainer package.
-        activation_records: its `ActivationRecord`s.
-
-    Returns:
-        Its `ScoredSimulation`.
-    """
-    scoring = _explainer_package().scoring
-    return await scoring.simulate_and_score(simulator, activation_records)
-
-
-@dataclass
-class _Explainer:
-    """The parts of the explainer package that are used here."""
-
-    activation_record: Any
-    calculate_max_activation: Callable[..., float]
-    explainer: Any
-    prompt_format: Any
-    few_shot: Any
-    simulator: Any
-    uncalibrated: Any
-    scoring: Any
-
-
-def _explainer_package() -> _Explainer:
-    try:
-        from neuron_explainer.activations.activation_records import (  # pyright: ignore[reportMissingImports]
-            calculate_max_activation,
-        )
-        from neuron_explainer.activations.activations import (  # pyright: ignore[reportMissingImports]
-            ActivationRecord,
-        )
-        from neuron_explainer.explanations import (  # pyright: ignore[reportMissingImports]
-            calibrated_simulator,
-            explainer,
-            few_shot_examples,
-            prompt_builder,
-            scoring,
-            simulator,
-        )
-    except ImportError as error:
-        raise ImportError(
-            "Explaining features needs the package automated-interpretability: "
-            "pip install automated-interpretability"
-        ) from error
-    return _Explainer(
-        activation_record=ActivationRecord,
-        calculate_max_activation=calculate_max_activation,
-        explainer=explainer.TokenActivationPairExplainer,
-        prompt_format=prompt_builder.PromptFormat.HARMONY_V4,
-        few_shot=few_shot_examples.FewShotExampleSet.JL_FINE_TUNED,
-        simulator=simulator.LogprobFreeExplanationTokenSimulator,
-        uncalibrated=calibrated_simulator.UncalibratedNeuronSimulator,
-        scoring=scoring,
-    )
-
-
-@dataclass
-class _AutointerpRun:
-    """What one call of `autointerp_neuronpedia_features` was asked to do."""
-
-    explainer_model: str
-    scorer_model: str
-    retries: int
-    max_concurrent: int
-    n_records_to_score: int
-    n_records_to_explain: int
-    package: _Explainer = field(default_factory=_explainer_package)
-
-    async def explain(self, feature: NeuronpediaFeature) -> None:
-        """Fill in `autointerp_explanation`."""
-        records = self._records(feature)[: self.n_records_to_explain]
-        explainer = self.package.explainer(
-            model_name=self.explainer_model,
-            prompt_format=self.package.prompt_format,
-            max_concurrent=1,
-        )
-        explanations = await _with_retries(
-            self.retries,
-            f"explain feature {feature}",
-            lambda: explainer.generate_explanations(
-                all_activation_records=records,
-                max_activation=self.package.calculate_max_activation(records),
-                num_samples=1,
-            ),
-        )
-        if not explanations:
-            raise RuntimeError(f"{self.explainer_model} gave no explanation for {feature}.")
-        feature.autointerp_explanation = explanations[0].rstrip(".")
-
-    async def score(self, feature: NeuronpediaFeature) -> None:
-        """Fill in `autointerp_explanation_score`."""
-        simulator = self.package.uncalibrated(
-            self.package.simulator(
-                self.scorer_model,
-                feature.autointerp_explanation,
-                json_mode=True,
-                max_concurrent=self.max_concurrent,
-                few_shot_example_set=self.package.few_shot,
-                prompt_format=self.package.prompt_format,
-            )
-        )
-        records = self._records(feature)[: self.n_records_to_score]
-        scored = await _with_retries(
-            self.retries,
-            f"score feature {feature}",
-            lambda: simulate_and_score(simulator, records),
-        )
-        score = scored.get_preferred_score()
-        feature.autointerp_explanation_score = 0.0 if score is None or score != score else score
-
-    def _records(self, feature: NeuronpediaFeature) -> list[Any]:
-        return [
-            self.package.activation_record(tokens=a.tokens, activations=a.act_values)
-            for a in feature.activations or []
-        ]
-
-
-async def _with_retries(
-    attempts: int, what: str, call: Callable[[], Awaitable[T]], longest_pause_s: float = 30.0
-) -> T:
-    """Await `call()` up to `attempts` times, with randomly growing pauses in between."""
-    for attempt in range(1, attempts + 1):
-        try:
-            return await call()
-        except Exception as error:
-            if attempt == attempts:
-                raise RuntimeError(f"Could not {what} in {attempts} attempts: {error}") from error
-            logger.warning("Attempt %d to %s failed: %s", attempt, what, error)
-            await asyncio.sleep(random.uniform(0, min(longest_pause_s, 2.0**attempt)))
-    raise ValueError(f"autointerp_retry_attempts is {attempts}; it must be at least 1.")
-
-
 async def autointerp_neuronpedia_features(
     features: list[NeuronpediaFeature],
     openai_api_key: str | None = None,
@@ -420,7 +296,7 @@ async def autointerp_neuronpedia_features(
     _check_model(autointerp_explainer_model_name, "autointerp_explainer_model_name")
     if do_score:
         _check_model(autointerp_scorer_model_name, "autointerp_scorer_model_name")
-    run = _AutointerpRun(
+    run = AutointerpRun(
         explainer_model=autointerp_explainer_model_name,
         scorer_model=autointerp_scorer_model_name or "",
         retries=autointerp_retry_attempts,
@@ -486,7 +362,7 @@ def _fetch_activations(feature: NeuronpediaFeature, limit: int) -> None:
 
 
 def _explanation_record(
-    feature: NeuronpediaFeature, run: _AutointerpRun, scored: bool
+    feature: NeuronpediaFeature, run: AutointerpRun, scored: bool
 ) -> dict[str, Any]:
     record: dict[str, Any] = {
         "modelId": feature.modelId,

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import random
 import subprocess
 import sys
 import threading
@@ -249,7 +250,7 @@ def explainer(monkeypatch):
         parent, _, child = module.__name__.rpartition(".")
         setattr(sys.modules[parent], child, module)
     monkeypatch.setenv("OPENAI_API_KEY", "sk")
-    monkeypatch.setattr(neuronpedia.random, "uniform", lambda low, high: 0.0)
+    monkeypatch.setattr(random, "uniform", lambda low, high: 0.0)
     return log
 
 
