@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Bool, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 from transformer_lens import HookedTransformer
@@ -52,11 +52,13 @@ from sae_lens.analysis.eval_reports import (
 from sae_lens.analysis.eval_tokens import (
     all_ignored,
     kept_positions,
+    norm_limit,
     not_ignored,
     nothing_left,
     scaling_for,
     token_batches,
     trained_positions,
+    without_overlong,
 )
 from sae_lens.analysis.interventions import (
     evaluation_mode,
@@ -72,7 +74,7 @@ from sae_lens.analysis.metrics import (
     firing_fractions,
     recovered_score,
 )
-from sae_lens.analysis.splicing import AT, grouped_by_hook, splicing_of
+from sae_lens.analysis.splicing import AT, Splicing, grouped_by_hook, splicing_of
 from sae_lens.analysis.targets import ModelLoader, default_device, load_target, text_for
 from sae_lens.atomic_files import atomic_write_json
 from sae_lens.errors import InvalidArgumentError
@@ -153,7 +155,8 @@ def run_evals(
         model_kwargs: for every forward pass.
         ignore_tokens: ids whose positions keep the model's own activations beside the
             reconstruction and count nowhere; None among them is skipped. Tokens that the store or
-            the SAE's training excluded are added.
+            the SAE's training excluded are added, and so are positions whose activation is longer
+            than those that it was trained on (`norm_filter_...` in its metadata).
         verbose: show progress bars.
 
     Returns:
@@ -278,6 +281,7 @@ def get_downstream_reconstruction_metrics(
         ValueError: when every token is ignored.
     """
     ignored = all_ignored(sae, activation_store, model, ignore_tokens)
+    splicing, kwargs = splicing_of(sae, model), dict(model_kwargs or {})
     per_token_losses: dict[str, list[Tensor]] = defaultdict(list)
     for tokens in token_batches(
         activation_store, n_batches, eval_batch_size_prompts, "Reconstruction", verbose
@@ -290,9 +294,9 @@ def get_downstream_reconstruction_metrics(
             compute_kl,
             compute_ce_loss,
             ignore_tokens=ignored,
-            model_kwargs=dict(model_kwargs or {}),
+            model_kwargs=kwargs,
         )
-        kept = not_ignored(tokens, ignored)
+        kept = _without_overlong(sae, splicing, tokens, not_ignored(tokens, ignored), kwargs)
         for name, per_token in losses.items():
             # A loss has one position less: the last token's successor is unknown.
             mask = kept[:, : per_token.shape[1]].to(per_token.device)
@@ -347,20 +351,40 @@ def get_recons_loss(
     ignored = all_ignored(sae, activation_store, model, ignore_tokens)
     splicing = splicing_of(sae, model)
     step = prompts_per_pass(model, batch_tokens.shape[1]) or len(batch_tokens)
+    kwargs = dict(model_kwargs or {})
     with evaluation_mode(sae):
         parts = [
             splicing.changed_predictions(
                 tokens,
-                kept_positions(tokens, ignored, sae, activation_store),
+                _without_overlong(
+                    sae,
+                    splicing,
+                    tokens,
+                    kept_positions(tokens, ignored, sae, activation_store),
+                    kwargs,
+                ),
                 trained_positions(tokens, sae, activation_store),
                 scaling_for(activation_store, sae),
                 compute_kl,
                 compute_ce_loss,
-                dict(model_kwargs or {}),
+                kwargs,
             )
             for tokens in batch_tokens.split(step)
         ]
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _without_overlong(
+    sae: SAE,
+    splicing: Splicing,
+    tokens: Int[Tensor, "batch pos"],
+    kept: Bool[Tensor, "batch pos"],
+    model_kwargs: Mapping[str, Any],
+) -> Bool[Tensor, "batch pos"]:
+    """The kept positions that the filter of the SAE's training would keep too."""
+    if norm_limit(sae) is None:
+        return kept  # and the model need not run for it
+    return without_overlong(sae, kept, splicing.read(tokens, model_kwargs).input)
 
 
 @torch.no_grad()
@@ -404,6 +428,7 @@ def get_sparsity_and_variance_metrics(
         ):
             kept = kept_positions(tokens, ignored, sae, activation_store)
             activations = splicing.read(tokens, model_kwargs)
+            kept = without_overlong(sae, kept, activations.input)
             outputs: list[Tensor] = []
             done = 0
             for part in reconstruct(sae, activations.input, scaling):

@@ -63,6 +63,12 @@ class JointActivationsStore(ActivationsStore):
             },
         )
 
+    @property
+    def widths(self) -> tuple[int, int]:
+        """Of what is read, and of what else a row holds."""
+        read = self.width * self.n_read
+        return read, self.d_in - read
+
     @classmethod
     def from_config(
         cls, model: Any, cfg: Any, override_dataset: Any = None

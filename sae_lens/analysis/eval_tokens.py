@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
@@ -75,6 +75,22 @@ def kept_positions(
 ) -> Bool[Tensor, "batch pos"]:
     """Where the SAE is judged: tokens that count, at positions it was trained on."""
     return not_ignored(tokens, ignored) & trained_positions(tokens, sae, store)
+
+
+def norm_limit(sae: Any) -> float | None:
+    """The longest raw activation that the SAE was trained on; None for any length."""
+    multiple, median = (fact(sae.cfg, f"norm_filter_{name}") for name in ("multiple", "median"))
+    return None if multiple is None or median is None else float(multiple) * float(median)
+
+
+def without_overlong(
+    sae: Any, kept: Bool[Tensor, "batch pos"], inputs: Float[Tensor, "batch pos d_in"]
+) -> Bool[Tensor, "batch pos"]:
+    """Kept positions at which the SAE's raw input is no longer than what it was trained on."""
+    limit = norm_limit(sae)
+    if limit is None:
+        return kept
+    return kept & (inputs.float().norm(dim=-1) <= limit).to(kept.device)
 
 
 def trained_positions(

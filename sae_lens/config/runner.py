@@ -357,8 +357,13 @@ class LanguageModelSAERunnerConfig:
     def training_sae_config(self) -> TrainingSAEConfig:
         """The config of the SAE that the run trains, of the class that `sae` has if it is given."""
         if self.sae is not None and self.sae.form == "v6":
-            return run_sae_config(self)
-        return TrainingSAEConfig.from_dict(self.get_training_sae_cfg_dict())
+            config = run_sae_config(self)
+        else:
+            config = TrainingSAEConfig.from_dict(self.get_training_sae_cfg_dict())
+        if self.exclude_special_tokens:
+            # evaluations leave them out as well
+            config.extra_metadata["exclude_special_tokens"] = self.exclude_special_tokens
+        return config
 
     def to_sae_trainer_config(self) -> SAETrainerConfig:
         """The part that concerns training alone, for a trainer on any source of activations."""

@@ -29,6 +29,8 @@ _FLAT_EXTRA_METADATA = (
     "hook_head_index_out",
     "hf_hook_name",
     "hf_hook_name_out",
+    "norm_filter_multiple",
+    "norm_filter_median",
 )
 
 _BASE_KEYS = (
@@ -319,7 +321,10 @@ class TrainingSAEConfig(SAEConfig):
         if target.form == "v5" and "finetuning_method" in config_dict:
             flat.setdefault("finetuning_scaling_factor", bool(config_dict["finetuning_method"]))
         if target.form == "v5":
-            flat.pop("metadata", None)
+            metadata = flat.pop("metadata", None) or {}
+            filters = {name: metadata[name] for name in _FLAT_EXTRA_METADATA if name in metadata}
+            if filters:
+                flat["metadata"] = filters
         return target._from_flat(flat)
 
     def to_dict(self) -> dict[str, Any]:

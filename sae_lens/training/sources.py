@@ -110,8 +110,10 @@ class ActivationSource:
         """Rows whose input activation is no longer than the limit; rows may be scaled."""
         if self.norm_limit is None:
             return rows
-        limit = self.norm_limit * (self.norm_scaling_factor or 1.0)
-        return rows[self._inputs(rows).float().norm(dim=-1) <= limit]
+        inputs = self._inputs(rows).float()
+        if self.norm_scaling_factor is not None:
+            inputs = unscaled_inputs(inputs, self.norm_scaling_factor)
+        return rows[inputs.norm(dim=-1) <= self.norm_limit]
 
     def state_dict(self) -> dict[str, Any]:
         """The statistics, and the batch that was put back."""
@@ -278,6 +280,15 @@ class IteratorSource(ActivationSource):
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         batch = next(self._batches)
         return batch if self._factor is None else batch * self._factor
+
+
+def unscaled_inputs(
+    inputs: Float[Tensor, "n d_in"], factor: float | Tensor
+) -> Float[Tensor, "n d_in"]:
+    """Scaled activations as they were; a factor may be one for each column of a row."""
+    if isinstance(factor, Tensor) and factor.ndim:
+        factor = factor[: inputs.shape[-1]].to(inputs)
+    return inputs / factor
 
 
 def _without_middle(batch: Tensor) -> Tensor:
