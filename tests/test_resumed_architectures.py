@@ -22,12 +22,40 @@ from tests.runs import assert_same_weights, run_config, train
 pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
 
 HOOKS = {"hook_name": "blocks.0.ln2.hook_normalized", "hook_name_out": "blocks.0.hook_mlp_out"}
+CROSSCODER = {
+    "hook_name": "blocks.0.hook_resid_pre",
+    "hook_names": ["blocks.0.hook_resid_pre", "blocks.1.hook_resid_post"],
+}
+CROSS_LAYER = {
+    "hook_name": HOOKS["hook_name"],
+    "hook_names": [f"blocks.{layer}.ln2.hook_normalized" for layer in range(2)],
+    "hook_names_out": [f"blocks.{layer}.hook_mlp_out" for layer in range(2)],
+}
 SAES: dict[str, dict[str, Any]] = {
     "matryoshka_batchtopk": {"k": 4, "matryoshka_widths": [8, 32]},
     "abstopk": {"k": 4},
     "matching_pursuit": {"max_iterations": 3, "decoder_init_norm": 1.0},
     "transcoder": HOOKS,
     "topk_skip_transcoder": {**HOOKS, "k": 4},
+    "crosscoder": {**CROSSCODER, "normalize_activations": "expected_average_only_in"},
+    "jumprelu_crosscoder": CROSSCODER,
+    "topk_crosscoder": {**CROSSCODER, "k": 4},
+    "batchtopk_crosscoder": {
+        **CROSSCODER,
+        "k": 4,
+        "normalize_activations": "expected_average_only_in",
+    },
+    "cross_layer_transcoder": CROSS_LAYER,
+    "jumprelu_cross_layer_transcoder": {
+        **CROSS_LAYER,
+        "normalize_activations": "expected_average_only_in",
+    },
+    "topk_cross_layer_transcoder": {**CROSS_LAYER, "k": 2},
+    "batchtopk_cross_layer_transcoder": {
+        **CROSS_LAYER,
+        "k": 2,
+        "normalize_activations": "expected_average_only_in",
+    },
 }
 
 
@@ -40,7 +68,7 @@ def resumed_is_whole(tmp_path: Path, model: Any, architecture: str, **fields: An
     def config(folder: Path, **more: Any) -> Any:
         made = copy.deepcopy(fields)
         if "sae" in made and "hook_name" in SAES[architecture]:
-            made["hook_name"] = HOOKS["hook_name"]
+            made["hook_name"] = SAES[architecture]["hook_name"]
         return run_config(folder, architecture, n_checkpoints=3, **made, **more)
 
     whole = train(config(tmp_path), model)
