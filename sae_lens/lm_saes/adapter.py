@@ -15,15 +15,20 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_lens.saes import BatchTopKTrainingSAE, TrainingSAE
-from sae_lens.saes.sparsity_losses import (
-    SparsityLossName,
-    dead_feature_reconstruction_loss,
-    sparsity_loss,
+from sae_lens.lm_saes.loss import LmSaesTerms
+from sae_lens.saes import TrainingSAE
+from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm
+from sae_lens.saes.training_step import (
+    LossTerms,
+    TrainingEncoding,
+    TrainStepInput,
+    TrainStepOutput,
+    reported_features,
 )
-from sae_lens.saes.training_step import TrainingEncoding
-from sae_lens.saes.transcoder_training import TranscoderTraining
 from sae_lens.saes.weights import row_norms, unit_rows_
+from sae_lens.saes.whitening import WHITENING
+from sae_lens.training.dead_feature_terms import DeadFeatureTerms
+from sae_lens.training.optim import parameters_by_group
 
 _SELECTIONS = ("", "jumprelu_", "topk_", "batchtopk_")
 ARCHITECTURES = (
@@ -48,11 +53,23 @@ class LossParts(NamedTuple):
     """term of the pre-activations below their thresholds, with its coefficient"""
     l_aux: Tensor | None
     """aux-k term, with its coefficient"""
-    encoding: TrainingEncoding
-    label: Tensor
-    """what is reconstructed, [tokens, d_out]"""
-    reconstruction: Tensor
-    """[tokens, d_out]"""
+    output: TrainStepOutput
+    """what the training pass gave"""
+
+    @property
+    def feature_acts(self) -> Float[Tensor, "tokens d_sae"]:
+        """Features in the form in which they were computed, dense or sparse."""
+        return reported_features(self.output)
+
+    @property
+    def label(self) -> Float[Tensor, "tokens d_out"]:
+        """What is reconstructed."""
+        return self.output.sae_in
+
+    @property
+    def reconstruction(self) -> Float[Tensor, "tokens d_out"]:
+        """The reconstruction."""
+        return self.output.sae_out
 
 
 class TokenBatch(NamedTuple):
@@ -61,12 +78,25 @@ class TokenBatch(NamedTuple):
     x: Float[Tensor, "tokens d_in"]
     label: Float[Tensor, "tokens d_out"]
 
+    @property
+    def rows(self) -> Float[Tensor, "tokens width"]:
+        """What a training pass takes: the input, with the label beside it where they differ."""
+        return self.x if self.label is self.x else torch.cat((self.x, self.label), dim=-1)
+
+    def shorter_than(self, limit: float | None) -> TokenBatch:
+        """The tokens whose input is no longer than `limit`."""
+        if limit is None:
+            return self
+        kept = self.x.float().norm(dim=-1) <= limit
+        x = self.x[kept]
+        return TokenBatch(x, x if self.label is self.x else self.label[kept])
+
 
 class SAEAdapter:
     """A `TrainingSAE` with the calls of Language-Model-SAEs.
 
     Raises:
-        ValueError: for an architecture whose loss has further parts.
+        ValueError: for an architecture whose loss has further parts, or whitened activations.
     """
 
     def __init__(self, sae: TrainingSAE) -> None:
@@ -74,6 +104,11 @@ class SAEAdapter:
             raise ValueError(
                 f"The architecture {str(sae.cfg.architecture)!r} cannot be trained here; these "
                 f"can: {', '.join(ARCHITECTURES)}. Use SAETrainer for the others."
+            )
+        if sae.cfg.normalize_activations == WHITENING:
+            raise ValueError(
+                "normalize_activations='whitening' needs statistics that are taken by SAETrainer; "
+                "train such an SAE with that one."
             )
         self.sae = sae
         self.hook_point_in: str = sae.cfg.hook_name
@@ -115,13 +150,16 @@ class SAEAdapter:
 
     def token_batch(self, batch: Mapping[str, Tensor]) -> TokenBatch:
         """Rows of the tokens that are not masked, on the SAE's device."""
-        rows = []
-        for name in (self.hook_point_in, self.hook_point_out):
-            acts = self._activations(batch, name).to(self.sae.device, self.sae.dtype)
-            acts = acts.reshape(-1, acts.shape[-1])
-            mask = batch.get("mask")
-            rows.append(acts if mask is None else acts[mask.reshape(-1).to(acts.device).bool()])
-        return TokenBatch(*rows)
+        x = self._rows(batch, self.hook_point_in)
+        if self.hook_point_out == self.hook_point_in:
+            return TokenBatch(x, x)
+        return TokenBatch(x, self._rows(batch, self.hook_point_out))
+
+    def _rows(self, batch: Mapping[str, Tensor], name: str) -> Float[Tensor, "tokens width"]:
+        acts = self._activations(batch, name).to(self.sae.device, self.sae.dtype)
+        acts = acts.reshape(-1, acts.shape[-1])
+        mask = batch.get("mask")
+        return acts if mask is None else acts[mask.reshape(-1).to(acts.device).bool()]
 
     @staticmethod
     def _activations(batch: Mapping[str, Tensor], name: str) -> Tensor:
@@ -144,14 +182,9 @@ class SAEAdapter:
         """Reconstruction from features."""
         return self.sae.decode(feature_acts)
 
-    @property
-    def rescales(self) -> bool:
-        """Whether features already contain their decoder's norm."""
-        return bool(getattr(self.sae, "rescales_acts", False))
-
     def compute_loss(
         self,
-        batch: Mapping[str, Tensor],
+        batch: Mapping[str, Tensor] | TokenBatch,
         *,
         l1_coefficient: float = 1.0,
         lp_coefficient: float | None = None,
@@ -159,68 +192,39 @@ class SAEAdapter:
         sparsity_loss_type: SparsityLossName | None = None,
         tanh_stretch_coefficient: float = 4.0,
         frequency_scale: float = 0.01,
-        p: int = 1,
+        p: float = 1,
         k_aux: int = 512,
         is_dead: Bool[Tensor, " d_sae"] | None = None,
+        ghost_gradients: bool = False,
     ) -> LossParts:
         """The loss of a (normalised) batch.
 
         `l_rec` is the mean over tokens of the squared error. Sparsity is that of features times
         decoder norms, `l_p` (JumpReLU) is `lp_coefficient` times the mean over tokens of
         `sum_i relu(threshold_i - h_i) norm_i`, and `l_aux` lets dead features model the detached
-        residual.
+        residual. Ghost gradients, for which there is no part, are in `output.losses`.
         """
-        sae = self.sae
-        sae.prepare_training_pass()
-        x, label = self.token_batch(batch)
-        encoding = self.encode(x)
-        features, hidden_pre = encoding.feature_acts, encoding.hidden_pre
-        recons = self.decode(features)
-        if isinstance(sae, TranscoderTraining):
-            recons = sae.with_skip(recons, x)
-        parts: dict[str, Tensor | None] = {"l_s": None, "l_p": None, "l_aux": None}
-        l_rec = sae.mse_loss_fn(recons, label).sum(dim=-1).mean()
+        sparsity = None
         if sparsity_loss_type is not None:
-            weighted = features if self.rescales else features * row_norms(sae.W_dec)
-            parts["l_s"] = l1_coefficient * sparsity_loss(
-                sparsity_loss_type, weighted, p, tanh_stretch_coefficient, frequency_scale
+            sparsity = SparsityTerm(
+                sparsity_loss_type, p, tanh_stretch_coefficient, frequency_scale
             )
-        if lp_coefficient and self.has_thresholds:
-            below = torch.relu(sae.threshold - hidden_pre) * row_norms(sae.W_dec)
-            parts["l_p"] = lp_coefficient * below.sum(dim=-1).mean()
-        if auxk_coefficient:
-            parts["l_aux"] = auxk_coefficient * self._aux_loss(
-                hidden_pre, label - recons, k_aux, is_dead
-            )
-        if sae.training and isinstance(sae, BatchTopKTrainingSAE):
-            sae.update_topk_threshold(features)
-        loss = l_rec
-        for part in parts.values():
-            loss = loss if part is None else loss + part
-        return LossParts(
-            loss=loss,
-            l_rec=l_rec,
-            encoding=encoding,
-            label=label,
-            reconstruction=recons,
-            **parts,
+        terms: LossTerms = LmSaesTerms(
+            self.sae,
+            l1_coefficient,
+            lp_coefficient,
+            auxk_coefficient,
+            sparsity,
+            k_aux,
+            self.has_thresholds,
         )
-
-    def _aux_loss(
-        self,
-        hidden_pre: Tensor,
-        residual: Tensor,
-        k_aux: int,
-        is_dead: Bool[Tensor, " d_sae"] | None,
-    ) -> Tensor:
-        if is_dead is None or not bool(is_dead.any()):
-            return residual.new_zeros(())
-        dead = is_dead.nonzero().squeeze(1)
-        hidden, W_dec = hidden_pre[:, dead], self.sae.W_dec[dead]
-        if self.rescales:
-            hidden = hidden / row_norms(W_dec).clamp(min=1e-30)
-        by_norm = self.rescales or bool(self.sae.cfg.scale_sparsity_penalty_by_decoder_norm)
-        return dead_feature_reconstruction_loss(residual, hidden, W_dec, k_aux, by_norm)
+        if ghost_gradients:
+            terms = DeadFeatureTerms(self.sae, None, ghost_gradients=True, others=terms)
+        tokens = batch if isinstance(batch, TokenBatch) else self.token_batch(batch)
+        step = TrainStepInput(tokens.rows, {}, is_dead, terms=terms)
+        output = self.sae.training_forward_pass(step)
+        parts = {name: output.losses.get(name) for name in ("l_s", "l_p", "l_aux")}
+        return LossParts(output.loss, output.losses["mse_loss"], **parts, output=output)
 
     # -- k, norms, parameters ---------------------------------------------------------------------
 
@@ -244,12 +248,7 @@ class SAEAdapter:
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """Trainable parameters by group: thresholds are "jumprelu", the rest "others"."""
-        groups: dict[str, list[nn.Parameter]] = {"others": [], "jumprelu": []}
-        for name, parameter in self.sae.named_parameters():
-            if parameter.requires_grad:
-                is_threshold = name in ("threshold", "log_threshold")
-                groups["jumprelu" if is_threshold else "others"].append(parameter)
-        return groups
+        return parameters_by_group(self.sae)
 
     @torch.no_grad()
     def log_statistics(self) -> dict[str, float]:

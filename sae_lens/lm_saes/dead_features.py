@@ -6,6 +6,8 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from sae_lens.training.statistics import count_firing
+
 
 @torch.no_grad()
 def tokens_of_silence(
@@ -30,6 +32,9 @@ def tokens_of_silence(
             f"specs {specs} must name each of the {feature_acts.ndim} dimensions, one of them "
             "'sae'."
         )
+    if feature_acts.is_sparse and specs[-1] == "sae" and mask is None:
+        n_tokens = feature_acts.shape[:-1].numel()
+        return (before + n_tokens).masked_fill(count_firing(feature_acts) > 0, 0)
     acts = feature_acts.to_dense() if feature_acts.is_sparse else feature_acts
     acts = acts.movedim(specs.index("sae"), -1)
     if mask is None:

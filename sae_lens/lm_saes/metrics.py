@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sae_lens.lm_saes.adapter import LossParts, SAEAdapter
+from sae_lens.training.statistics import count_firing
 
 # Features firing on more than, or less than, these shares of tokens are counted.
 _ABOVE = {"above_1e-1": 1e-1, "above_1e-2": 1e-2}
@@ -55,8 +56,8 @@ class FiringMetric:
     @torch.no_grad()
     def update(self, parts: LossParts) -> None:
         """Take a step in."""
-        features = parts.encoding.feature_acts
-        counts = (features > 0).sum(dim=0).double()
+        features = parts.feature_acts
+        counts = count_firing(features).double()
         self.counts = counts if self.counts is None else self.counts + counts
         self.tokens += len(features)
         self.total += features.sum().item()

@@ -2,71 +2,48 @@
 
 from __future__ import annotations
 
-import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from itertools import chain
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-from torch.optim import Adam, Optimizer
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from sae_lens.atomic_files import atomic_save_safetensors, atomic_write_json
-from sae_lens.lm_saes.adapter import LossParts, SAEAdapter, as_adapter, fold_dataset_norm
-from sae_lens.lm_saes.checkpoints import (
-    OPTIMIZER_FILENAME,
-    SCHEDULER_FILENAME,
-    TRAINER_FILENAME,
-    WANDB_FILENAME,
-    config_as_dict,
-    config_of_dict,
-    load_plain,
-    load_sae_weights,
-    save_plain,
-    save_sae,
-)
+from sae_lens.lm_saes.adapter import LossParts, SAEAdapter, TokenBatch, as_adapter
 from sae_lens.lm_saes.config import TrainerConfig
 from sae_lens.lm_saes.dead_features import tokens_of_silence
+from sae_lens.lm_saes.features import TrainerFeatures, checked_features
 from sae_lens.lm_saes.gradients import clip_by_norm_per_entry_
 from sae_lens.lm_saes.metrics import GradientMetric, all_metrics
+from sae_lens.lm_saes.optimization import make_optimizer, make_scheduler
+from sae_lens.lm_saes.trainer_checkpoints import TrainerCheckpoints
+from sae_lens.lm_saes.trainer_reports import TrainerReports
 from sae_lens.saes import TrainingSAE
+from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.loss_schedules import (
-    LearningRateFactor,
     checkpoint_steps,
     k_at_step,
     resolve_steps,
     warm_up_weight,
 )
-from sae_lens.training.sparse_adam import SparseAdam
-
-logger = logging.getLogger(__name__)
 
 Batch = Mapping[str, Tensor]
 
-# Counters that a checkpoint stores under their own names.
-_COUNTERS = (
-    "cur_step",
-    "cur_tokens",
-    "total_training_steps",
-    "lr_warm_up_steps",
-    "lr_cool_down_steps",
-    "k_warmup_steps",
-    "k_cold_booting_steps",
-    "l1_coefficient_warmup_steps",
-    "checkpoint_thresholds",
-)
 
-
-class Trainer:
+class Trainer(TrainerReports, TrainerCheckpoints):
     """Trains an SAE on a stream of batches.
 
     Args:
         cfg: the config.
+        features: training features that the config has no fields for, as for `SAETrainer`.
+
+    Raises:
+        ValueError: for a feature that the config does have a field for.
 
     Attributes:
         cur_step: batches trained on.
@@ -80,8 +57,11 @@ class Trainer:
         is_dead: bool [d_sae], with aux-k only.
     """
 
-    def __init__(self, cfg: TrainerConfig) -> None:
+    def __init__(
+        self, cfg: TrainerConfig, features: TrainingFeatures | dict[str, Any] | None = None
+    ) -> None:
         self.cfg = cfg
+        self.features = checked_features(features, cfg)
         self.checkpoint_thresholds: list[int] = []
         self.total_training_steps = 0
         self.lr_warm_up_steps = 0
@@ -98,6 +78,7 @@ class Trainer:
         self.tokens_since_last_activation: Int[Tensor, " d_sae"] | None = None
         self.is_dead: Bool[Tensor, " d_sae"] | None = None
         self._target_k: int | None = None
+        self._active: TrainerFeatures | None = None
 
     # -- the algorithm ----------------------------------------------------------------------------
 
@@ -136,41 +117,47 @@ class Trainer:
         if self.cur_step >= self.total_training_steps:
             return None
         for batch in stream:
-            parts = self._training_step(adapter, batch)
+            tokens, parts = self._training_step(adapter, batch)
             self._log_if_due(adapter)
-            self._optimize_if_due(sae)
+            if self._is_last_of_accumulation:
+                self._optimize(adapter, tokens, parts)
             self._evaluate_if_due(sae, eval_fn)
             self._advance_learning_rate()
             self.cur_step += 1
             self.cur_tokens += len(parts.label)
             self._checkpoint_if_due(sae)
             if self.cur_step >= self.total_training_steps:
-                self._optimize_leftover(sae)
+                self._finish(sae)
                 return None
         self._optimize_leftover(sae)
         return True
 
-    def _training_step(self, adapter: SAEAdapter, batch: Batch) -> LossParts:
+    def _training_step(self, adapter: SAEAdapter, batch: Batch) -> tuple[TokenBatch, LossParts]:
         """Loss and gradients of one batch, and what is measured of them."""
-        cfg, sae = self.cfg, adapter.sae
-        batch = adapter.normalize_activations(batch)
+        cfg, sae, active = self.cfg, adapter.sae, self._features_at_work
+        tokens = adapter.token_batch(adapter.normalize_activations(batch))
+        active.take_norms(adapter, tokens.x)
+        tokens = tokens.shorter_than(active.norm_limit)
         sae.train()
         self._set_k(adapter)
+        settings = active.settings
+        settings.before_step(sae, self.cur_step)
         with self._autocast(sae):
             parts = adapter.compute_loss(
-                batch,
+                tokens,
                 l1_coefficient=self.current_l1_coefficient,
-                lp_coefficient=cfg.lp_coefficient,
-                auxk_coefficient=cfg.auxk_coefficient,
+                lp_coefficient=_scaled(cfg.lp_coefficient, settings.multiple("pre_act")),
+                auxk_coefficient=_scaled(cfg.auxk_coefficient, settings.multiple("auxiliary")),
                 sparsity_loss_type=cfg.sparsity_loss_type,
                 tanh_stretch_coefficient=cfg.tanh_stretch_coefficient,
                 frequency_scale=cfg.frequency_scale,
-                p=cfg.p,
+                p=cfg.p if settings.current_p is None else settings.current_p,
                 k_aux=cfg.k_aux,
                 is_dead=self.is_dead,
+                ghost_gradients=active.ghost_gradients,
             )
         if self.is_dead is not None:
-            self.update_dead_statistics(parts.encoding.feature_acts, None, ("batch", "sae"))
+            self.update_dead_statistics(parts.feature_acts, None, ("batch", "sae"))
         (parts.loss / cfg.gradient_accumulation_steps).backward()
         norm = self._clip_if_due(adapter)
         if not cfg.skip_metrics_calculation:
@@ -178,7 +165,13 @@ class Trainer:
                 metric.update(parts)
                 if isinstance(metric, GradientMetric) and norm is not None:
                     metric.observe(norm, cfg.clip_grad_norm)
-        return parts
+        return tokens, parts
+
+    def _finish(self, sae: TrainingSAE) -> None:
+        """The last update, averaged weights where they are asked for, and what was not reached."""
+        self._optimize_leftover(sae)
+        self._features_at_work.averager.copy_into(sae)
+        self._features_at_work.controller.report()
 
     def _autocast(self, sae: TrainingSAE) -> AbstractContextManager[Any]:
         if self.cfg.amp_dtype is None:
@@ -211,24 +204,21 @@ class Trainer:
 
     def _make_optimizer(self, adapter: SAEAdapter) -> None:
         cfg = self.cfg
-        groups = [
-            {"params": parameters, "lr": cfg.learning_rate(name), "name": name}
-            for name, parameters in adapter.parameter_groups().items()
-            if parameters
-        ]
-        if cfg.optimizer_class == "sparseadam":
-            self.optimizer = SparseAdam(groups, betas=cfg.betas)
-        else:
-            self.optimizer = Adam(groups, betas=cfg.betas, foreach=cfg.optimizer_foreach)
-        factor = LearningRateFactor(
-            cfg.lr_scheduler_name,
+        self.optimizer = make_optimizer(cfg, adapter, self.features.optimizer)
+        self.scheduler = make_scheduler(
+            cfg,
+            self.optimizer,
             self.total_training_steps,
             self.lr_warm_up_steps,
             self.lr_cool_down_steps,
-            cfg.lr_end_ratio,
         )
-        self.scheduler = LambdaLR(self.optimizer, [factor] * len(groups))
         self._note_target_k(adapter)
+        self._active = TrainerFeatures(self.features, cfg, adapter, self.total_training_steps)
+
+    @property
+    def _features_at_work(self) -> TrainerFeatures:
+        assert self._active is not None, "they are made with the optimiser"
+        return self._active
 
     def _note_target_k(self, adapter: SAEAdapter) -> None:
         """The k at the schedule's end is that of the SAE's config."""
@@ -243,7 +233,8 @@ class Trainer:
             )
 
     def _begin_dead_statistics(self, sae: TrainingSAE) -> None:
-        if self.cfg.auxk_coefficient and self.tokens_since_last_activation is None:
+        is_needed = self.cfg.auxk_coefficient or self._features_at_work.needs_dead_features
+        if is_needed and self.tokens_since_last_activation is None:
             d_sae, device = sae.cfg.d_sae, sae.device
             self.tokens_since_last_activation = torch.zeros(d_sae, dtype=torch.int64, device=device)
             self.is_dead = torch.zeros(d_sae, dtype=torch.bool, device=device)
@@ -253,10 +244,11 @@ class Trainer:
     @property
     def current_l1_coefficient(self) -> float:
         """Weight of the sparsity term at this step."""
+        scale = 1.0 if self._active is None else self._active.scale()
         if self.cfg.l1_coefficient is None:
-            return 1.0
+            return scale
         weight = warm_up_weight(self.cur_step, self.l1_coefficient_warmup_steps)
-        return weight * self.cfg.l1_coefficient
+        return weight * self.cfg.l1_coefficient * scale
 
     def _set_k(self, adapter: SAEAdapter) -> None:
         if self._target_k is None:
@@ -287,10 +279,6 @@ class Trainer:
         gradients = [p.grad for p in adapter.parameter_groups()["others"] if p.grad is not None]
         return clip_by_norm_per_entry_(gradients, self.cfg.clip_grad_norm) if gradients else None
 
-    def _optimize_if_due(self, sae: TrainingSAE) -> None:
-        if self._is_last_of_accumulation:
-            self._optimize(sae)
-
     def _advance_learning_rate(self) -> None:
         assert self.scheduler is not None
         with warnings.catch_warnings():
@@ -298,12 +286,20 @@ class Trainer:
             warnings.filterwarnings("ignore", "Detected call of `lr_scheduler.step", UserWarning)
             self.scheduler.step()
 
+    def _optimize(self, adapter: SAEAdapter, tokens: TokenBatch, parts: LossParts) -> None:
+        assert self.optimizer is not None
+        self._update(adapter.sae)
+        self._features_at_work.after_update(
+            adapter, self.optimizer, tokens, parts, self.cur_step, self.is_dead
+        )
+
     def _optimize_leftover(self, sae: TrainingSAE) -> None:
         """The last batches, too few for a whole accumulation, count as well."""
         if self.cur_step % self.cfg.gradient_accumulation_steps:
-            self._optimize(sae)
+            self._update(sae)
+            self._features_at_work.averager.update(sae)
 
-    def _optimize(self, sae: TrainingSAE) -> None:
+    def _update(self, sae: TrainingSAE) -> None:
         assert self.optimizer is not None
         self.optimizer.step()
         sae.recycle_gradients()
@@ -327,7 +323,8 @@ class Trainer:
         """
         if self.tokens_since_last_activation is None or self.is_dead is None:
             raise ValueError(
-                "Dead statistics are not initialised; they are when auxk_coefficient is above 0."
+                "Dead statistics are not initialised; they are when auxk_coefficient is above 0, "
+                "or another feature needs them."
             )
         self.tokens_since_last_activation = tokens_of_silence(
             self.tokens_since_last_activation, feature_acts, mask, specs
@@ -335,100 +332,6 @@ class Trainer:
         self.is_dead = self.tokens_since_last_activation >= self.cfg.dead_threshold
         return self.is_dead
 
-    # -- logs and evaluations ---------------------------------------------------------------------
 
-    def _log_if_due(self, adapter: SAEAdapter) -> None:
-        step = self.cur_step + 1
-        if self.cfg.skip_metrics_calculation or step % self.cfg.log_frequency:
-            return
-        values: dict[str, Any] = {}
-        for metric in self.metrics:
-            values |= metric.compute(adapter)
-        assert self.optimizer is not None
-        values |= {
-            "details/current_learning_rate": self.optimizer.param_groups[0]["lr"],
-            "details/n_training_tokens": self.cur_tokens,
-            "details/l1_coefficient": self.current_l1_coefficient,
-            "details/lp_coefficient": self.cfg.lp_coefficient,
-            "details/auxk_coefficient": self.cfg.auxk_coefficient,
-        }
-        values = {name: value for name, value in values.items() if value is not None}
-        if self.wandb_logger is not None:
-            self.wandb_logger.log(values, step=step)
-        else:
-            logger.info("step %d: %s", step, values)
-
-    def _evaluate_if_due(self, sae: TrainingSAE, eval_fn: Callable[..., Any] | None) -> None:
-        if eval_fn is not None and (self.cur_step + 1) % self.cfg.eval_frequency == 0:
-            sae.eval()
-            with torch.no_grad():
-                eval_fn(sae)
-            sae.train()
-
-    # -- checkpoints ------------------------------------------------------------------------------
-
-    def _checkpoint_if_due(self, sae: TrainingSAE) -> None:
-        """`{exp_result_path}/checkpoints/{cur_step}.safetensors`, for raw activations."""
-        if not self.checkpoint_thresholds or self.cur_step < self.checkpoint_thresholds[0]:
-            return
-        self.checkpoint_thresholds.pop(0)
-        path = Path(self.cfg.exp_result_path) / "checkpoints" / f"{self.cur_step}.safetensors"
-        folded = fold_dataset_norm(sae)
-        atomic_save_safetensors(dict(folded.state_dict()), path)
-
-    def save_checkpoint(self, sae: TrainingSAE, checkpoint_path: str | Path) -> Path:
-        """Write `{checkpoint_path}/checkpoints/step_{cur_step}`, from which training can go on."""
-        sae = as_adapter(sae).sae
-        folder = Path(checkpoint_path) / "checkpoints" / f"step_{self.cur_step}"
-        folder.mkdir(parents=True, exist_ok=True)
-        save_sae(sae, folder)
-        state: dict[str, Any] = {name: getattr(self, name) for name in _COUNTERS}
-        state["cfg"] = config_as_dict(self.cfg)
-        state["tokens_since_last_activation"] = self.tokens_since_last_activation
-        state["is_dead"] = self.is_dead
-        if self.optimizer is not None:
-            save_plain(self.optimizer.state_dict(), folder / OPTIMIZER_FILENAME)
-        if self.scheduler is not None:
-            save_plain(self.scheduler.state_dict(), folder / SCHEDULER_FILENAME)
-        run_id = getattr(self.wandb_logger, "id", None)
-        if run_id is not None:
-            atomic_write_json(folder / WANDB_FILENAME, {"wandb_run_id": str(run_id)})
-        save_plain(state, folder / TRAINER_FILENAME)
-        return folder
-
-    @classmethod
-    def from_checkpoint(
-        cls, sae: TrainingSAE, checkpoint_path: str | Path, load_weights: bool = False
-    ) -> Trainer:
-        """A trainer that goes on where a checkpoint was made.
-
-        Args:
-            sae: the SAE, holding the checkpoint's weights already unless `load_weights`.
-            checkpoint_path: the folder `step_N`.
-            load_weights: give `sae` the checkpoint's weights.
-
-        Raises:
-            ValueError: when the folder has no `trainer.pt`, or that no config.
-        """
-        folder = Path(checkpoint_path)
-        if not (folder / TRAINER_FILENAME).exists():
-            raise ValueError(f"There is no {TRAINER_FILENAME} in {folder}.")
-        adapter = as_adapter(sae)
-        state = load_plain(folder / TRAINER_FILENAME, adapter.sae.device)
-        if not state.get("cfg"):
-            raise ValueError(f"{folder / TRAINER_FILENAME} holds no config.")
-        if load_weights:
-            load_sae_weights(adapter.sae, folder)
-        trainer = cls(config_of_dict(state["cfg"]))
-        trainer.cfg.from_pretrained_path = str(checkpoint_path)
-        for name in (*_COUNTERS, "tokens_since_last_activation", "is_dead"):
-            setattr(trainer, name, state.get(name, getattr(trainer, name)))
-        trainer._make_optimizer(adapter)
-        assert trainer.optimizer is not None and trainer.scheduler is not None
-        for name, part in (
-            (OPTIMIZER_FILENAME, trainer.optimizer),
-            (SCHEDULER_FILENAME, trainer.scheduler),
-        ):
-            if (folder / name).exists():
-                part.load_state_dict(load_plain(folder / name, adapter.sae.device))
-        return trainer
+def _scaled(coefficient: float | None, multiple: float) -> float | None:
+    return None if coefficient is None else coefficient * multiple

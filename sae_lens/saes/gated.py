@@ -14,6 +14,7 @@ the same processed input.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +24,9 @@ from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
 from sae_lens.saes.sparse_training import centred, entries_above, scaled_for_decoding
+from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm, sparsity_term_of
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
-from sae_lens.saes.weights import row_norms
 
 
 @dataclass(kw_only=True)
@@ -42,13 +43,25 @@ class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     Attributes:
         l1_coefficient: weight of the sparsity term.
         l1_warm_up_steps: steps over which the weight rises from 0.
+        lp_norm: p of the sparsity term's p-norm, on the gate's activations.
         detach_auxiliary_decoder: the gate's reconstruction trains the encoder alone, as in the
             paper; recommended, but not the default, which is what released SAEs were trained with.
+        sparsity_loss: "power" (the p-norm), "tanh" or "tanh-quad" (see `sparsity_losses.py`).
+        tanh_stretch: c in the tanh terms.
+        frequency_scale: firing frequency at which tanh-quad doubles the price.
     """
 
     architecture: str = "gated"
     l1_warm_up_steps: int = 0
+    lp_norm: float = 1.0
     detach_auxiliary_decoder: bool = False
+    sparsity_loss: SparsityLossName = "power"
+    tanh_stretch: float = 4.0
+    frequency_scale: float = 0.01
+
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        sparsity_term_of(self)
 
 
 class GatedSAE(SAE):
@@ -107,7 +120,7 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         centred, gate_pre = encoding.processed_in, encoding.gate_pre
         assert centred is not None and gate_pre is not None
         gate_acts = torch.relu(gate_pre)
-        l1 = (gate_acts * row_norms(self.W_dec)).sum(dim=-1).mean()
+        l1 = self.sparsity_term().of(gate_acts * self.decoder_norms(), step.coefficient("l1"))
         # in the space of the processed input, where b_dec was (or was not) subtracted
         target = centred + self.b_dec if self.cfg.apply_b_dec_to_input else centred
         W_dec, b_dec = self.W_dec, self.b_dec
@@ -116,13 +129,21 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         recons = gate_acts @ W_dec + b_dec
         auxiliary = (recons - target).pow(2).sum(dim=-1).mean()
         return {
-            "l1_loss": step.coefficient("l1") * l1,
+            "l1_loss": l1,
             "auxiliary_reconstruction_loss": auxiliary,
         }
 
     def has_sparse_form(self) -> bool:
-        """With elementwise activations, and one decoder for both paths."""
-        return type(self.activation_fn) in ZERO_BELOW_ZERO and not self._detaches_decoder
+        """With elementwise activations, one decoder for both paths, and a sum in the loss."""
+        return (
+            type(self.activation_fn) in ZERO_BELOW_ZERO
+            and not self._detaches_decoder
+            and self.sparsity_term().has_sparse_form
+        )
+
+    def sparsity_term(self) -> SparsityTerm:
+        """The term of the gate's activations: L1 in the v5 form, else that of the config."""
+        return sparsity_term_of(self.cfg) if self.form == "v6" else SparsityTerm()
 
     @property
     def _detaches_decoder(self) -> bool:
@@ -160,10 +181,12 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         """As `auxiliary_losses`."""
         gate_acts, norms = encoding.gate_values, decoding.decoder_norms
         assert gate_acts is not None and norms is not None and decoding.gate_recons is not None
-        l1 = (gate_acts * norms[encoding.active.cols]).sum() / len(step.sae_in)
+        active = encoding.active
+        weighted = gate_acts * norms[active.cols]
+        l1 = self.sparsity_term().of_entries(weighted, active, step.coefficient("l1"))
         error = decoding.gate_recons + self.b_dec - decoding.processed_in
         return {
-            "l1_loss": step.coefficient("l1") * l1,
+            "l1_loss": l1,
             "auxiliary_reconstruction_loss": error.pow(2).sum(dim=-1).mean(),
         }
 

@@ -9,6 +9,7 @@ at or above 0) and the sparsity term is one of:
 - "step": `lambda L0`;
 - "tanh": `lambda sum_i tanh(c f_i ||w_i||)`, with a pre-activation loss for dead features
   (Conerly et al. 2025, "Dictionary Learning Optimization Techniques", Circuits Updates);
+- "power", "tanh-quad": those of `sparsity_losses.py`;
 - "quadratic": `lambda (2/T) (L0 - T)^2`, which steers towards a target L0.
 """
 
@@ -16,7 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,7 @@ from sae_lens.saes.sparse_training import (
     hidden_pre_of,
     scaled_for_decoding,
 )
+from sae_lens.saes.sparsity_losses import SparsityTerm
 from sae_lens.saes.training import (
     TrainCoefficientConfig,
     TrainingEncoding,
@@ -38,6 +40,8 @@ from sae_lens.saes.training import (
 )
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 from sae_lens.saes.weights import constant_parameter, divisors
+
+JumpReLUSparsity = Literal["step", "tanh", "quadratic", "power", "tanh-quad"]
 
 # Files may hold thresholds of 0, whose logarithm is not finite.
 _SMALLEST_THRESHOLD = 1e-30
@@ -57,11 +61,13 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     Attributes:
         jumprelu_init_threshold: first threshold.
         jumprelu_bandwidth: width of the pseudo-gradient's window.
-        jumprelu_sparsity_loss_mode: "step", "tanh" or "quadratic".
+        jumprelu_sparsity_loss_mode: "step", "tanh", "quadratic", "power" or "tanh-quad".
         l0_coefficient: weight of the sparsity term.
         l0_warm_up_steps: steps over which the weight rises from 0.
         pre_act_loss_coefficient: weight of the loss that revives dead features; None for none.
-        jumprelu_tanh_scale: c in the tanh term.
+        jumprelu_tanh_scale: c in the tanh terms.
+        lp_norm: p of the power term.
+        frequency_scale: firing frequency at which tanh-quad doubles the price.
         jumprelu_ste_to_input: whether the window terms also reach the pre-activations.
         target_l0: T of the quadratic term, in (0, d_sae].
     """
@@ -69,20 +75,23 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     architecture: str = "jumprelu"
     jumprelu_init_threshold: float = 0.01
     jumprelu_bandwidth: float = 0.05
-    jumprelu_sparsity_loss_mode: Literal["step", "tanh", "quadratic"] = "step"
+    jumprelu_sparsity_loss_mode: JumpReLUSparsity = "step"
     l0_coefficient: float = 1.0
     l0_warm_up_steps: int = 0
     pre_act_loss_coefficient: float | None = None
     jumprelu_tanh_scale: float = 4.0
     jumprelu_ste_to_input: bool = False
     target_l0: float | None = None
+    lp_norm: float = 1.0
+    frequency_scale: float = 0.01
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
         super().__post_init__(metadata, reshape_activations)
         mode = self.jumprelu_sparsity_loss_mode
-        if mode not in ("step", "tanh", "quadratic"):
+        if mode not in get_args(JumpReLUSparsity):
             raise ValueError(
-                f"jumprelu_sparsity_loss_mode is {mode!r}; allowed are step, tanh, quadratic."
+                f"jumprelu_sparsity_loss_mode is {mode!r}; allowed are "
+                f"{', '.join(get_args(JumpReLUSparsity))}."
             )
         if mode == "quadratic" and not (self.target_l0 and 0 < self.target_l0 <= self.d_sae):
             raise ValueError(
@@ -175,9 +184,9 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
 
     def _sparsity_loss(self, coefficient: float, encoding: TrainingEncoding) -> Tensor:
         mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
-        if mode == "tanh":
-            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_acts * self.decoder_norms()
-            return (coefficient * torch.tanh(scaled).sum(dim=-1)).mean()
+        term = self.sparsity_term()
+        if term is not None:
+            return term.of(encoding.feature_acts * self.decoder_norms(), coefficient)
         step_fn = StepThroughInput if self._ste_to_input() else Step
         l0 = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth).sum(dim=-1)
         if mode == "quadratic":
@@ -192,14 +201,22 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         return self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
 
     def has_sparse_form(self) -> bool:
-        """With a window of some width."""
-        return self.bandwidth > 0
+        """With a window of some width, and a sum in the loss."""
+        term = self.sparsity_term()
+        return self.bandwidth > 0 and (term is None or term.has_sparse_form)
+
+    def sparsity_term(self) -> SparsityTerm | None:
+        """The term of the features' strengths; None for a term of their number."""
+        mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
+        if mode in ("step", "quadratic"):
+            return None
+        cfg = self.cfg
+        return SparsityTerm(mode, cfg.lp_norm, cfg.jumprelu_tanh_scale, cfg.frequency_scale)
 
     def needs_decoder_norms(self) -> bool:
         """When they weigh a term."""
         return self.form == "v6" and (
-            self.cfg.jumprelu_sparsity_loss_mode == "tanh"
-            or self.cfg.pre_act_loss_coefficient is not None
+            self.sparsity_term() is not None or self.cfg.pre_act_loss_coefficient is not None
         )
 
     def count_active(self, encoding: TrainingEncoding) -> Tensor:
@@ -250,11 +267,11 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
     ) -> Tensor:
         mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
         active = encoding.active
-        if mode == "tanh":
+        term = self.sparsity_term()
+        if term is not None:
             assert decoding.decoder_norms is not None
-            norms = decoding.decoder_norms[active.cols]
-            scaled = self.cfg.jumprelu_tanh_scale * encoding.feature_values * norms
-            return (coefficient * active.sum_rows(torch.tanh(scaled))).mean()
+            weighted = encoding.feature_values * decoding.decoder_norms[active.cols]
+            return term.of_entries(weighted, active, coefficient)
         step_fn = StepThroughInput if self._ste_to_input() else Step
         threshold = self.threshold[active.cols]
         l0 = active.sum_rows(step_fn.apply(encoding.hidden_values, threshold, self.bandwidth))

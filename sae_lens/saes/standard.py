@@ -7,7 +7,6 @@ the v5 form `z` is `f`, or `f` times the decoder norms on request; in the v6 for
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,13 +17,13 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
-from sae_lens.saes.losses import ghost_out_loss, lp_sparsity, lp_sparsity_of_entries
+from sae_lens.saes.losses import ghost_out_loss
 from sae_lens.saes.sparse_training import (
     dead_features,
     hidden_pre_of,
     scaled_for_decoding,
 )
-from sae_lens.saes.sparsity_losses import SPARSITY_LOSSES, SparsityLossName, sparsity_loss
+from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm, sparsity_term_of
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
 from sae_lens.saes.training_step import SparseTrainingDecoding, SparseTrainingEncoding
 
@@ -58,11 +57,7 @@ class StandardTrainingSAEConfig(ArchitectureTrainingSAEConfig):
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
         super().__post_init__(metadata, reshape_activations)
-        if self.sparsity_loss not in SPARSITY_LOSSES:
-            raise ValueError(
-                f"sparsity_loss is {self.sparsity_loss!r}; allowed are "
-                f"{', '.join(SPARSITY_LOSSES)}."
-            )
+        sparsity_term_of(self)
 
 
 class StandardSAE(SAE):
@@ -107,17 +102,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         weighted = encoding.feature_acts
         if self.cfg.scale_sparsity_penalty_by_decoder_norm:
             weighted = weighted * self.decoder_norms()
-        if self._sparsity_loss == "power":
-            sparsity = lp_sparsity(weighted, self.cfg.lp_norm)
-        else:
-            cfg = self.cfg
-            sparsity = sparsity_loss(
-                self._sparsity_loss,
-                weighted,
-                stretch=cfg.tanh_stretch,
-                frequency_scale=cfg.frequency_scale,
-            )
-        losses = {"l1_loss": (step.coefficient("l1") * sparsity).mean()}
+        losses = {"l1_loss": self.sparsity_term().of(weighted, step.coefficient("l1"))}
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
             losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
                 x=step.sae_in,
@@ -130,15 +115,11 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
 
     def has_sparse_form(self) -> bool:
         """With an activation that is zero below zero, and a p-norm that is a sum of powers."""
-        return (
-            type(self.activation_fn) in ZERO_BELOW_ZERO
-            and 0 < self.cfg.lp_norm < math.inf
-            and self._sparsity_loss == "power"
-        )
+        return type(self.activation_fn) in ZERO_BELOW_ZERO and self.sparsity_term().has_sparse_form
 
-    @property
-    def _sparsity_loss(self) -> SparsityLossName:
-        return getattr(self.cfg, "sparsity_loss", "power")
+    def sparsity_term(self) -> SparsityTerm:
+        """The term of the config."""
+        return sparsity_term_of(self.cfg)
 
     def needs_decoder_norms(self) -> bool:
         """When they weigh the sparsity term."""
@@ -163,8 +144,8 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         weighted = encoding.feature_values
         if decoding.decoder_norms is not None:
             weighted = weighted * decoding.decoder_norms[encoding.active.cols]
-        sparsity = lp_sparsity_of_entries(weighted, encoding.active, self.cfg.lp_norm)
-        losses = {"l1_loss": (step.coefficient("l1") * sparsity).mean()}
+        term = self.sparsity_term()
+        losses = {"l1_loss": term.of_entries(weighted, encoding.active, step.coefficient("l1"))}
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
             sae_out = decoding.sae_out
             losses["ghost_grad_loss"] = sae_out.new_zeros(())

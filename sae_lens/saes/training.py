@@ -34,6 +34,7 @@ from sae_lens.saes.sparse_training import (
     measure_density,
     sparse_training_pass,
 )
+from sae_lens.saes.sparsity_losses import SparsityTerm
 from sae_lens.saes.training_step import (
     LossTerms,
     SparseTrainingDecoding,
@@ -135,6 +136,10 @@ class TrainingSAE(SAE):
     ) -> dict[str, Tensor]:
         """All terms of the loss besides `mse_loss`, by name."""
         raise NotImplementedError
+
+    def sparsity_term(self) -> SparsityTerm | None:
+        """The term of the loss that follows the features' strengths; None without one."""
+        return None
 
     def loss_terms(self, step: TrainStepInput) -> LossTerms:
         """What makes the terms of a step's loss: the step says, or it is this SAE."""

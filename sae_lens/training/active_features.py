@@ -54,7 +54,7 @@ class ActiveFeatures:
     @property
     def coefficient_scale(self) -> float:
         """What the sparsity coefficient is multiplied with."""
-        return self.controller.scale * self.settings.sparsity
+        return self.controller.scale * self.settings.multiple("sparsity")
 
     # -- before and after a step ------------------------------------------------------------------
 

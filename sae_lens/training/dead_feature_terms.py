@@ -22,6 +22,7 @@ from sae_lens.saes.losses import ghost_out_loss
 from sae_lens.saes.sparse_training import dead_features
 from sae_lens.saes.sparsity_losses import largest_dead_acts
 from sae_lens.saes.training_step import (
+    LossTerms,
     SparseTrainingDecoding,
     SparseTrainingEncoding,
     TrainingEncoding,
@@ -56,13 +57,21 @@ class DeadFeatureTerms:
         sae: the SAE.
         aux_k: the aux-k term; None for none.
         ghost_gradients: whether there is a term of ghost gradients.
+        others: what makes the other terms, if not the SAE.
 
     Raises:
         ValueError: when the SAE's own loss has such a term already, or it has no pre-activations.
     """
 
-    def __init__(self, sae: Any, aux_k: AuxK | None, ghost_gradients: bool) -> None:
+    def __init__(
+        self,
+        sae: Any,
+        aux_k: AuxK | None,
+        ghost_gradients: bool,
+        others: LossTerms | None = None,
+    ) -> None:
         self.sae, self.aux_k, self.ghost_gradients = sae, aux_k, ghost_gradients
+        self.others: LossTerms = sae if others is None else others
         cfg = sae.cfg
         if str(cfg.architecture) in _WITHOUT_PRE_ACTIVATIONS:
             raise ValueError(
@@ -74,7 +83,7 @@ class DeadFeatureTerms:
                 f"The loss of {cfg.architecture!r} SAEs has an aux-k term of its own; set its "
                 "aux_loss_coefficient to 0, or leave features.aux_k out."
             )
-        if ghost_gradients and getattr(cfg, "use_ghost_grads", False):
+        if ghost_gradients and others is None and getattr(cfg, "use_ghost_grads", False):
             raise ValueError(
                 "use_ghost_grads of the SAE's config and features.ghost_gradients are the same "
                 "term; set one of them."
@@ -82,7 +91,7 @@ class DeadFeatureTerms:
 
     def has_sparse_form(self) -> bool:
         """They are dense over the dead features alone, whatever the step's form."""
-        return self.sae.has_sparse_form()
+        return self.others.has_sparse_form()
 
     def auxiliary_losses(
         self,
@@ -92,7 +101,7 @@ class DeadFeatureTerms:
         per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """The SAE's own terms, `auxk_loss` and `ghost_grad_loss`."""
-        losses = self.sae.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
+        losses = self.others.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
         dead = dead_features(step.dead_neuron_mask)
         hidden = None if dead is None else hidden_pre_of_encoding(self.sae, encoding, dead)
         return losses | self._terms(step.sae_in, sae_out, per_item_mse_loss, dead, hidden)
@@ -105,7 +114,7 @@ class DeadFeatureTerms:
         per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`."""
-        losses = self.sae.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
+        losses = self.others.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
         dead = dead_features(step.dead_neuron_mask)
         hidden = None
         if dead is not None:

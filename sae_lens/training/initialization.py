@@ -75,7 +75,10 @@ class InitialWeights:
 
 @torch.no_grad()
 def draw_weights(
-    sae: Any, rules: InitialWeights, batch: Float[Tensor, "n width"] | None, model: Any = None
+    sae: Any,
+    rules: InitialWeights,
+    batch: Float[Tensor, "n width"] | None = None,
+    model: Any = None,
 ) -> None:
     """Uniform weights, thresholds, the decoder from an MLP or into a subspace, then the transpose.
 

@@ -5,10 +5,10 @@ Steps are ints, or floats in [0, 1] that mean a share of the training.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-from sae_lens.saes.standard import StandardTrainingSAE
 from sae_lens.training.loss_schedules import (
     KScheduleName,
     check_steps,
@@ -50,7 +50,7 @@ class KSchedule:
 
 @dataclass
 class PSchedule:
-    """The p of the sparsity norm of a standard SAE or transcoder changes while training.
+    """The p of the sparsity loss "power" changes while training.
 
     From 1 towards 0 the p-norm's term comes closer and closer to L0 (Karvonen et al. 2024,
     arXiv:2408.00113).
@@ -122,26 +122,38 @@ class ScheduledSettings:
         features: the run's `TrainingFeatures`.
         sae: the SAE that is trained.
         total_steps: of the run.
+        held: the configured p and weights by name, where they are not in the SAE's config; None or
+            0 stands for a term that there is not. They are not written anywhere then.
 
     Raises:
         ValueError: when a schedule does not go with the SAE, or not with the run's length.
 
     Attributes:
-        starts: the settings as the SAE's config had them.
-        sparsity: what the sparsity coefficient is multiplied with at present.
+        starts: the settings as they were configured.
+        current_p: p at present; None without a schedule.
+        multiples: what each scheduled weight is multiplied with at present.
     """
 
-    def __init__(self, features: Any, sae: Any, total_steps: int) -> None:
+    def __init__(
+        self,
+        features: Any,
+        sae: Any,
+        total_steps: int,
+        held: Mapping[str, float | None] | None = None,
+    ) -> None:
         self.k: KSchedule | None = features.k_schedule
         self.p: PSchedule | None = features.p_schedule
         self.weights: dict[str, WeightSchedule] = features.weight_schedules
         self.total_steps = total_steps
-        self.sparsity = 1.0
+        self.current_p: float | None = None
+        self.multiples: dict[str, float] = {}
         self.starts: dict[str, float] = {}
+        self._writes = held is None
         self._take_k(sae)
-        self._take_p(sae)
+        self._take_p(sae, held)
+        held = _weights_of(sae) if held is None else held
         for name in self.weights:
-            self._take_weight(sae, name)
+            self._take_weight(name, held.get(name), sae.cfg.architecture)
 
     def before_step(self, sae: Any, step: int) -> None:
         """Set k, p and the weights to their values at `step`."""
@@ -157,18 +169,23 @@ class ScheduledSettings:
             )
         if self.p is not None:
             first, steps = self._way(self.p)
-            sae.cfg.lp_norm = value_between(step, self.starts["p"], self.p.end, steps, first)
+            self.current_p = value_between(step, self.starts["p"], self.p.end, steps, first)
+            if self._writes:
+                sae.cfg.lp_norm = self.current_p
         for name, schedule in self.weights.items():
-            multiple = self._multiple(schedule, step)
-            if name == "sparsity":
-                self.sparsity = multiple
-            else:
-                setattr(sae.cfg, _FIELDS[name], self.starts[name] * multiple)
+            self.multiples[name] = self._multiple(schedule, step)
+            if self._writes and name in _FIELDS:
+                setattr(sae.cfg, _FIELDS[name], self.starts[name] * self.multiples[name])
+
+    def multiple(self, name: WeightName) -> float:
+        """What a weight is multiplied with at present."""
+        return self.multiples.get(name, 1.0)
 
     def finish(self, sae: Any) -> None:
         """Leave the configured weights in the SAE's config. p stays where it ended."""
-        for name in self.weights.keys() & _FIELDS.keys():
-            setattr(sae.cfg, _FIELDS[name], self.starts[name])
+        if self._writes:
+            for name in self.weights.keys() & _FIELDS.keys():
+                setattr(sae.cfg, _FIELDS[name], self.starts[name])
 
     def _multiple(self, schedule: WeightSchedule, step: int) -> float:
         first, steps = self._way(schedule)
@@ -204,37 +221,30 @@ class ScheduledSettings:
         self._check_fits("k_schedule", "cold_steps", cold, steps)
         self.starts["k"] = k
 
-    def _take_p(self, sae: Any) -> None:
+    def _take_p(self, sae: Any, held: Mapping[str, float | None] | None) -> None:
         if self.p is None:
             return
-        cfg = sae.cfg
-        if not isinstance(sae, StandardTrainingSAE):
+        if held is None:
+            term = sae.sparsity_term()
+            start = None if term is None or term.kind != "power" else term.p
+        else:
+            start = held.get("p")
+        if start is None:
             raise ValueError(
-                "p_schedule is for standard SAEs and transcoders with ReLU; "
-                f"{cfg.architecture!r} has no sparsity norm."
-            )
-        if getattr(cfg, "sparsity_loss", "power") != "power":
-            raise ValueError(
-                f"p_schedule has no effect with sparsity_loss={cfg.sparsity_loss!r}; set it to "
-                "'power', or leave the schedule out."
+                "p_schedule needs a sparsity loss 'power', the only one that has a p: that of "
+                f"standard SAEs, say. This {sae.cfg.architecture!r} SAE's is another. Leave the "
+                "schedule out."
             )
         self._check_fits("p_schedule", "first_step", *self._way(self.p))
-        self.starts["p"] = float(cfg.lp_norm)
+        self.starts["p"] = float(start)
 
-    def _take_weight(self, sae: Any, name: str) -> None:
+    def _take_weight(self, name: str, value: float | None, architecture: str) -> None:
         where = f"weight_schedules[{name!r}]"
         self._check_fits(where, "first_step", *self._way(self.weights[name]))
-        if name == "sparsity":
-            if not sae.get_coefficients():
-                raise ValueError(
-                    f"{where}: {sae.cfg.architecture!r} SAEs have no sparsity coefficient."
-                )
-            return
-        value = getattr(sae.cfg, _FIELDS[name], None)
         if not value:
             raise ValueError(
-                f"{where} scales {_FIELDS[name]} of the SAE's config, which is {value} for this "
-                f"{sae.cfg.architecture!r} SAE; set it, or leave the schedule out."
+                f"{where}: there is nothing to scale, since the loss of this {architecture!r} SAE "
+                f"has no such term, or its weight is {value}. Set it, or leave the schedule out."
             )
         self.starts[name] = float(value)
 
@@ -244,6 +254,12 @@ class ScheduledSettings:
                 f"{what} begins to change at step {begin} ({begin_field}) and takes {steps} steps, "
                 f"but the training has only {self.total_steps}; shorten it or train for longer."
             )
+
+
+def _weights_of(sae: Any) -> dict[str, float | None]:
+    """The weights in an SAE's loss by name."""
+    weights: dict[str, float | None] = {"sparsity": 1.0 if sae.get_coefficients() else None}
+    return weights | {name: getattr(sae.cfg, field, None) for name, field in _FIELDS.items()}
 
 
 def _check_kind(where: str, kind: str) -> None:

@@ -354,7 +354,7 @@ def test_metrics_may_be_skipped_and_go_to_the_log_without_a_run(caplog: Any):
     log = Recorder()
     Trainer(config(4, skip_metrics_calculation=True)).fit(tiny_sae(), batches(4), wandb_logger=log)
     assert log.logged == []
-    with caplog.at_level("INFO", logger="sae_lens.lm_saes.trainer"):
+    with caplog.at_level("INFO", logger="sae_lens.lm_saes.trainer_reports"):
         Trainer(config(2)).fit(tiny_sae(), batches(2))
     assert "losses/overall_loss" in caplog.text
 

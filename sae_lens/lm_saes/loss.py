@@ -1,0 +1,116 @@
+"""The terms of Language-Model-SAEs' loss, in the two forms that training passes here have.
+
+They take the place of an SAE's own terms, so that encoding, decoding and kernels are those of every
+other training run. With `f` features, `w` decoder rows, `h` pre-activations, `e` the residual:
+
+    l_s   = coefficient * sparsity(f |w|)
+    l_p   = coefficient * mean over tokens of sum_i relu(theta_i - h_i) |w_i|        (JumpReLU)
+    l_aux = coefficient * mean over tokens of |e - a W_dec|^2                        (aux-k)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sae_lens.saes.sparse_training import dead_features
+from sae_lens.saes.sparsity_losses import SparsityTerm
+from sae_lens.saes.training_step import (
+    SparseTrainingDecoding,
+    SparseTrainingEncoding,
+    TrainingEncoding,
+    TrainStepInput,
+)
+from sae_lens.training.dead_feature_terms import dead_feature_loss, hidden_pre_of_encoding
+
+
+@dataclass(frozen=True)
+class LmSaesTerms:
+    """See the module's text.
+
+    Attributes:
+        sae: the SAE that is trained.
+        l1_coefficient: weight of the sparsity term.
+        lp_coefficient: weight of the term of pre-activations below their thresholds.
+        auxk_coefficient: weight of the aux-k term.
+        sparsity: the sparsity term; None for none.
+        k_aux: dead features that model each token's residual.
+        has_thresholds: whether there can be a term of them.
+    """
+
+    sae: Any
+    l1_coefficient: float
+    lp_coefficient: float | None
+    auxk_coefficient: float | None
+    sparsity: SparsityTerm | None
+    k_aux: int
+    has_thresholds: bool
+
+    def has_sparse_form(self) -> bool:
+        """Unless there is a term of all pre-activations below their thresholds."""
+        return not self._has_lp_term and (self.sparsity is None or self.sparsity.has_sparse_form)
+
+    @property
+    def _has_lp_term(self) -> bool:
+        return bool(self.lp_coefficient) and self.has_thresholds
+
+    @property
+    def _weights_by_norm(self) -> bool:
+        # where features contain their decoder's norm already, they are not multiplied by it again
+        return not getattr(self.sae, "rescales_acts", False)
+
+    def auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: TrainingEncoding,
+        sae_out: Tensor,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """The terms that are asked for."""
+        sae, losses = self.sae, {}
+        if self.sparsity is not None:
+            weighted = encoding.feature_acts
+            if self._weights_by_norm:
+                weighted = weighted * sae.decoder_norms()
+            losses["l_s"] = self.sparsity.of(weighted, self.l1_coefficient)
+        if self._has_lp_term:
+            below = torch.relu(sae.threshold - encoding.hidden_pre) * sae.decoder_norms()
+            losses["l_p"] = self.lp_coefficient * below.sum(dim=-1).mean()
+        dead = dead_features(step.dead_neuron_mask)
+        hidden = None if dead is None else hidden_pre_of_encoding(sae, encoding, dead)
+        return losses | self._aux_term(step.sae_in, sae_out, dead, hidden)
+
+    def sparse_auxiliary_losses(
+        self,
+        step: TrainStepInput,
+        encoding: SparseTrainingEncoding,
+        decoding: SparseTrainingDecoding,
+        per_item_mse_loss: Tensor,
+    ) -> dict[str, Tensor]:
+        """The same terms, from active entries; aux-k is dense over the dead features."""
+        sae, losses = self.sae, {}
+        if self.sparsity is not None:
+            weighted = encoding.feature_values
+            if self._weights_by_norm:
+                norms = decoding.decoder_norms
+                norms = sae.decoder_norms() if norms is None else norms
+                weighted = weighted * norms[encoding.active.cols]
+            losses["l_s"] = self.sparsity.of_entries(weighted, encoding.active, self.l1_coefficient)
+        dead = dead_features(step.dead_neuron_mask)
+        hidden = None
+        if dead is not None:
+            hidden = sae.hidden_pre_of_features(decoding.processed_in, dead)
+        return losses | self._aux_term(step.sae_in, decoding.sae_out, dead, hidden)
+
+    def _aux_term(
+        self, target: Tensor, sae_out: Tensor, dead: Tensor | None, hidden: Tensor | None
+    ) -> dict[str, Tensor]:
+        if not self.auxk_coefficient:
+            return {}
+        if dead is None or hidden is None:
+            return {"l_aux": sae_out.new_zeros(())}
+        loss = dead_feature_loss(self.sae, target - sae_out, hidden, dead, self.k_aux)
+        return {"l_aux": self.auxk_coefficient * loss}
