@@ -64,8 +64,9 @@ def add_note(error: BaseException, note: str) -> None:
 
     Python before 3.11 shows no notes; there it is added to the message.
     """
-    if hasattr(error, "add_note"):
-        error.add_note(note)
+    add = getattr(error, "add_note", None)
+    if add is not None:
+        add(note)
     elif error.args and isinstance(error.args[0], str):
         error.args = (f"{error.args[0]}\n{note}", *error.args[1:])
 

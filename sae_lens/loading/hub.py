@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import struct
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ from huggingface_hub.utils import (
     LocalEntryNotFoundError,
     RepositoryNotFoundError,
     RevisionNotFoundError,
+    SafetensorsParsingError,
 )
 
 from sae_lens.errors import SAELoadError
@@ -97,15 +99,20 @@ class HubSource:
             return safetensors_shapes(Path(cached))
         if hub_constants.HF_HUB_OFFLINE:
             return safetensors_shapes(self.file(name))
-        metadata = _ask_hub(
-            self.name,
-            name,
-            HfApi().parse_safetensors_file_metadata,
-            repo_id=self.name,
-            filename=name,
-            revision=self.revision,
-        )
-        return {tensor: tuple(info.shape) for tensor, info in metadata.tensors.items()}
+        try:
+            metadata = _ask_hub(
+                self.name,
+                name,
+                HfApi().parse_safetensors_file_metadata,
+                repo_id=self.name,
+                filename=name,
+                revision=self.revision,
+            )
+            return {tensor: tuple(info.shape) for tensor, info in metadata.tensors.items()}
+        except (SafetensorsParsingError, struct.error, TypeError) as error:
+            raise SAELoadError(
+                f"{name} of {self.name} has no sound safetensors header ({error})."
+            ) from error
 
 
 def download(

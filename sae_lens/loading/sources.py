@@ -10,6 +10,7 @@ import pickle
 import struct
 import zipfile
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
@@ -179,9 +180,17 @@ class _NumpyFile(Mapping[str, Tensor]):
         with self._open() as archive:
             self.names = list(archive.files)
 
-    def _open(self) -> Any:
-        # Arrays of Python objects would be pickles; they are refused.
-        return np.load(self.path, allow_pickle=False)
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        # Opened here, because numpy leaves a damaged file open.
+        with open(self.path, "rb") as file:
+            try:
+                # Arrays of Python objects would be pickles; they are refused.
+                archive = np.load(file, allow_pickle=False)
+            except (ValueError, OSError, NotImplementedError, zipfile.BadZipFile) as error:
+                raise SAELoadError(f"{self.path} is no sound npz archive ({error}).") from error
+            with archive:
+                yield archive
 
     def __getitem__(self, name: str) -> Tensor:
         if name not in self.names:

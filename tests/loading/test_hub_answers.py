@@ -39,7 +39,7 @@ def break_answers(server: HubServer, repo_id: str, chance: random.Random) -> Non
             data = text.encode("utf-8", "surrogatepass")
         else:
             data = mutate_bytes(data, chance)
-        files.commit("main", {name: data}, "broken")
+        server.add(repo_id, {name: data})
 
 
 def try_cases(
