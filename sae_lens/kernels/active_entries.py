@@ -15,6 +15,7 @@ from torch import Tensor
 
 from sae_lens.kernels import encoder_product
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.sorting import stable_order
 from sae_lens.kernels.workspace import Workspace
 
 # 8 MiB of float32: measured no slower than the whole product at once, at 1024 x 12288.
@@ -64,16 +65,15 @@ def active_entries(
         mask = workspace.scratch(tuple(product.shape), torch.bool, x.device, "mask")
         torch.le(product, lower[piece], out=mask)
         flat = flat_nonzero(mask.logical_not_())
-        row = flat // product.shape[1]
-        rows.append(row)
-        cols.append(flat - row * product.shape[1] + start)
         hidden.append(product.view(-1).index_select(0, flat).to(x.dtype))
+        rows.append(flat // product.shape[1])
+        cols.append(flat.sub_(rows[-1] * product.shape[1]).add_(start))
     row, col, value = torch.cat(rows), torch.cat(cols), torch.cat(hidden)
     if len(rows) > 1:
-        row, order = torch.sort(row, stable=True)
-        col, value = col[order], value[order]
+        order = stable_order(row, n_rows)
+        row, col, value = (each.index_select(0, order) for each in (row, col, value))
     if bias is not None:
-        value = value + bias[col]
+        value = value + bias.index_select(0, col)
     return ActiveEntries(ActiveSet(row, col, torch.Size((n_rows, n_cols))), value)
 
 

@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens.kernels.sorting import stable_order
+
 
 class ActiveSet:
     """Positions in a matrix, sorted by row; values are kept beside it, in this order.
@@ -41,24 +43,19 @@ class ActiveSet:
         return _offsets(self.rows, self.shape[0])
 
     @cached_property
-    def _sorted_by_column(self) -> tuple[Tensor, Tensor]:
-        values, order = torch.sort(self.cols, stable=True)
-        return values, order
-
-    @cached_property
     def col_offsets(self) -> Int[Tensor, " n_cols_plus_one"]:
         """Where each column's entries begin when ordered by column."""
-        return _offsets(self._sorted_by_column[0], self.shape[1])
+        return _offsets(self.cols.index_select(0, self.column_order), self.shape[1])
 
     @cached_property
     def column_order(self) -> Int[Tensor, " nnz"]:
         """The permutation that orders entries by column, and by row within one."""
-        return self._sorted_by_column[1]
+        return stable_order(self.cols, self.shape[1])
 
     @cached_property
     def rows_by_column(self) -> Int[Tensor, " nnz"]:
         """The row of each entry, ordered by column."""
-        return self.rows[self.column_order]
+        return self.rows.index_select(0, self.column_order)
 
     def stacked(self, n_copies: int) -> ActiveSet:
         """The set of `n_copies` such matrices on top of each other."""
@@ -90,7 +87,10 @@ class ActiveSet:
     def transposed_csr(self, values: Float[Tensor, " nnz"]) -> Tensor:
         """The transposed matrix in compressed rows; `values` in this set's order."""
         return csr_tensor(
-            self.col_offsets, self.rows_by_column, values[self.column_order], self.shape[::-1]
+            self.col_offsets,
+            self.rows_by_column,
+            values.index_select(0, self.column_order),
+            self.shape[::-1],
         )
 
     def sum_rows(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " n_rows"]:

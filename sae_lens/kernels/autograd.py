@@ -16,6 +16,7 @@ from torch.autograd.function import once_differentiable
 from sae_lens.kernels.active_entries import ActiveEntries
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.entry_products import entry_products
+from sae_lens.kernels.precision import without_autocast
 from sae_lens.kernels.sparse_decode import sparse_decode
 from sae_lens.kernels.weight_gradient import weight_gradient
 from sae_lens.kernels.workspace import Workspace
@@ -83,7 +84,7 @@ class _HiddenAtEntries(torch.autograd.Function):
         needs_x, needs_b_dec, needs_W_enc, needs_b_enc = ctx.needs_input_grad[:4]
         active: ActiveSet = ctx.active
         grad_x = grad_b_dec = grad_W_enc = grad_b_enc = None
-        with torch.autocast(x.device.type, enabled=False):
+        with without_autocast(x):
             if needs_W_enc:
                 centred = x if b_dec is None else x - b_dec
                 grad_W_enc = ctx.workspace.take_gradient(W_enc)
@@ -108,7 +109,7 @@ class _SparseDecode(torch.autograd.Function):
         with_norms: bool,
     ) -> tuple[Tensor, Tensor | None]:
         stacked = active.stacked(values.shape[0])
-        with torch.autocast(W_dec.device.type, enabled=False):
+        with without_autocast(W_dec):
             recons = sparse_decode(values.flatten(), stacked, W_dec)
             norms = torch.linalg.vector_norm(W_dec, dim=-1) if with_norms else None
         ctx.save_for_backward(values, W_dec, norms)
@@ -125,7 +126,7 @@ class _SparseDecode(torch.autograd.Function):
         needs_values, needs_W_dec = ctx.needs_input_grad[:2]
         active: ActiveSet = ctx.active
         grad_values = grad_W_dec = None
-        with torch.autocast(W_dec.device.type, enabled=False):
+        with without_autocast(W_dec):
             if grad_recons is not None:
                 grad_recons = grad_recons.to(W_dec.dtype).flatten(0, 1).contiguous()
                 if needs_values:

@@ -19,8 +19,9 @@ SparseKernels = Literal["auto", "dense", "sparse"]
 # benchmarks/bench_step.py measures it.
 _SPARSE_BELOW = 0.05
 _DENSE_ABOVE = 0.08
-# Multiplications in the encoder's product below which the sparse form's overhead is not won back.
-_SMALLEST_WORK = 1 << 28
+# Multiplications in the encoder's product below which the sparse form's overhead is not won back:
+# with one thread the forms break even at 128 tokens of 64 dimensions and 512 features, or 1 << 22.
+_SMALLEST_WORK = 1 << 23
 # While dense, the share is measured once in so many steps.
 _STEPS_BETWEEN_MEASUREMENTS = 10
 

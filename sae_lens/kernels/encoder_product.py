@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.kernels.precision import product_dtype, without_autocast
 from sae_lens.kernels.workspace import Workspace
 
 
@@ -30,9 +31,8 @@ def encoder_product(
     workspace: Workspace,
 ) -> Float[Tensor, "batch d_sae"]:
     """`x @ W + bias` in the workspace's scratch memory, without a gradient."""
-    kind = x.device.type
-    low = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype
-    with torch.autocast(kind, enabled=False):
+    low = product_dtype(x)
+    with without_autocast(x):
         if low != x.dtype:
             product = x.to(low) @ W.to(low)
             return product if bias is None else product + bias

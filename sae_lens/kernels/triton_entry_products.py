@@ -3,7 +3,8 @@
 G and W have contiguous rows. Sums are taken in float32, or in float64 for float64 tensors.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportAssignmentType=false
 # Triton compiles what the annotations say, so they are not postponed here.
 from typing import Any
 

@@ -7,7 +7,8 @@ in float32, or in float64 for float64 tensors. One program writes one block of o
 that the order of additions is fixed and there are no atomic operations.
 """
 
-# pyright: reportMissingImports=false, reportIndexIssue=false
+# pyright: reportMissingImports=false, reportIndexIssue=false, reportArgumentType=false
+# pyright: reportAssignmentType=false
 # Triton compiles what the annotations say, so they are not postponed here.
 from typing import Any
 

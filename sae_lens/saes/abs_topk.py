@@ -16,8 +16,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.kernels.active_entries import ActiveEntries
-from sae_lens.kernels.active_set import ActiveSet
-from sae_lens.kernels.encoder_product import encoder_product
+from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, TopKTrainingSAE, TopKTrainingSAEConfig
@@ -79,12 +78,16 @@ class AbsTopKTrainingSAE(TopKTrainingSAE, AbsTopKSAE):
         return hidden_pre
 
     def _find_entries(self, centred_in: Tensor, scale: Tensor | None) -> ActiveEntries:
-        hidden = encoder_product(centred_in, self.W_enc, self.b_enc, self._workspace)
-        rank = hidden.abs() if scale is None else hidden.abs() * scale
-        cols = rank.topk(self._selection.k, dim=-1, sorted=False).indices.sort(dim=-1).values
-        rows = torch.arange(len(cols), device=cols.device).repeat_interleave(cols.shape[1])
-        values = hidden.gather(-1, cols).flatten().to(centred_in.dtype)
-        return ActiveEntries(ActiveSet(rows, cols.flatten(), hidden.shape), values)
+        return top_entries(
+            centred_in,
+            self.W_enc,
+            self.b_enc,
+            scale,
+            k=self._selection.k,
+            over_batch=False,
+            workspace=self._workspace,
+            by_magnitude=True,
+        )
 
 
 register_sae_class("abstopk", AbsTopKSAE, AbsTopKSAEConfig)

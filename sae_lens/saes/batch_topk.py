@@ -19,6 +19,7 @@ from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.training import TrainStepOutput
+from sae_lens.saes.training_step import reported_features
 from sae_lens.saes.weights import are_without_values
 
 
@@ -71,7 +72,7 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     def training_forward_pass(self, *args: Any, **kwargs: Any) -> TrainStepOutput:
         """As every training pass; also moves the running threshold."""
         output = super().training_forward_pass(*args, **kwargs)
-        self.update_topk_threshold(output.feature_acts)
+        self.update_topk_threshold(reported_features(output))
         output.metrics["topk_threshold"] = self.topk_threshold
         return output
 
@@ -97,13 +98,9 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     def update_topk_threshold(self, feature_acts: Tensor) -> None:
         """Move towards the smallest positive kept activation; stay when there is none."""
         values = feature_acts.values() if feature_acts.is_sparse else feature_acts
-        kept = values.detach().to(torch.float64)
-        smallest = torch.where(kept > 0, kept, torch.inf).min()
-        moved = torch.lerp(
-            self.topk_threshold,
-            smallest,
-            self.topk_threshold.new_tensor(self.cfg.topk_threshold_lr),
-        )
+        kept = values.detach()
+        smallest = torch.where(kept > 0, kept, torch.inf).min().to(self.topk_threshold.dtype)
+        moved = torch.lerp(self.topk_threshold, smallest, self.cfg.topk_threshold_lr)
         self.topk_threshold.copy_(torch.where(smallest.isfinite(), moved, self.topk_threshold))
 
     @torch.no_grad()

@@ -48,7 +48,8 @@ def test_forced() -> None:
 
 
 def test_small_steps_and_half_precision_are_dense() -> None:
-    assert not is_worth_choosing(CPU, batch=1024, d_in=64, d_sae=512)
+    assert not is_worth_choosing(CPU, batch=128, d_in=64, d_sae=512)
+    assert is_worth_choosing(CPU, batch=1024, d_in=64, d_sae=512)
     assert is_worth_choosing(CPU, batch=1024, d_in=768, d_sae=12288)
     assert not is_worth_choosing(torch.device("cuda"), batch=1024, d_in=768, d_sae=12288)
     assert not has_sparse_kernels(CPU, torch.float16)

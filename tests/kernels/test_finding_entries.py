@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from sae_lens.kernels import active_entries, top_entries
 from sae_lens.kernels.active_entries import ActiveEntries
+from sae_lens.kernels.sorting import stable_order
 from sae_lens.kernels.workspace import Workspace
 
 few = settings(max_examples=40, deadline=None)
@@ -97,10 +98,35 @@ def test_only_positive_entries_count_over_the_batch() -> None:
 
 @pytest.mark.parametrize("with_scale", [False, True])
 @pytest.mark.parametrize("over_batch", [False, True])
-def test_a_fixed_number_of_entries(over_batch: bool, with_scale: bool) -> None:
-    """The form for devices that the host does not want to wait for."""
-    x, W, bias = torch.randn(6, 5), torch.randn(5, 40), torch.randn(40)
-    scale = torch.rand(40) if with_scale else None
-    arguments = (x, W, bias, scale, 12 if over_batch else 3, over_batch, Workspace())
-    found = top_entries._fixed_number_of_entries(*arguments)
+def test_other_devices_are_not_asked_how_many_entries_there_are(
+    over_batch: bool, with_scale: bool
+) -> None:
+    """On the meta device, where nothing has a value, whoever asks for one gets an error."""
+    with torch.device("meta"):
+        x, W, bias = torch.randn(6, 5), torch.randn(5, 40), torch.randn(40)
+        scale = torch.rand(40) if with_scale else None
+    k = 12 if over_batch else 3
+    found = top_entries.top_entries(x, W, bias, scale, k, over_batch, Workspace(), True)
+    assert len(found.active) == len(found.hidden) == (12 if over_batch else 18)
+    assert found.active.shape == (6, 40)
+
+
+def test_selection_by_magnitude() -> None:
+    x, W, bias = torch.randn(6, 5), torch.randn(5, 200), torch.randn(200)
+    arguments = (x, W, bias, torch.rand(200), 7, False, Workspace(), True)
+    found = top_entries.top_entries(*arguments)
     assert_same(found, top_entries.reference(*arguments))
+    assert (found.hidden < 0).any() and (found.hidden > 0).any()
+
+
+@few
+@given(
+    n=st.integers(0, 300),
+    n_kinds=st.sampled_from((1, 7, 1 << 16, (1 << 16) + 1, 1 << 20, 1 << 32)),
+    seed=st.integers(0, 1000),
+)
+def test_stable_order(n: int, n_kinds: int, seed: int) -> None:
+    torch.manual_seed(seed)
+    # few different ones among many, so that there are equal ones
+    keys = torch.randint(0, n_kinds, (20,))[torch.randint(0, 20, (n,))]
+    assert torch.equal(stable_order(keys, n_kinds), torch.sort(keys, stable=True).indices)

@@ -12,6 +12,7 @@ from sae_lens.saes import (
     SAE,
     AbsTopKTrainingSAE,
     AbsTopKTrainingSAEConfig,
+    BatchTopKTrainingSAEConfig,
     MatchingPursuitTrainingSAE,
     MatchingPursuitTrainingSAEConfig,
     MatryoshkaBatchTopKTrainingSAE,
@@ -185,3 +186,22 @@ def test_names_at_their_newer_paths():
     assert matryoshka_batchtopk_sae.MatryoshkaBatchTopKTrainingSAE is MatryoshkaBatchTopKTrainingSAE
     assert matching_pursuit_sae.MatchingPursuitTrainingSAE is MatchingPursuitTrainingSAE
     assert abstopk_sae.AbsTopKTrainingSAE is AbsTopKTrainingSAE
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_an_sae_that_was_cast_trains_on(dtype: torch.dtype) -> None:
+    sae = TrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4)).to(dtype=dtype)
+    for mode in ("dense", "sparse"):
+        sae.sparse_kernels = mode  # type: ignore[assignment]
+        before = float(sae.topk_threshold)
+        sae.training_forward_pass(TrainStepInput(activations(dtype=dtype)))
+        assert float(sae.topk_threshold) > before
+
+
+def test_following_the_threshold_makes_no_dense_features(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_lens.kernels.dispatch._SMALLEST_WORK", 1)
+    monkeypatch.setattr("sae_lens.kernels.dispatch._SPARSE_BELOW", 1.0)
+    sae = TrainingSAE(BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=4))
+    output = sae.training_forward_pass(TrainStepInput(activations()))
+    assert output.metrics["sparse_kernels"] == 1.0
+    assert "feature_acts" not in vars(output)
