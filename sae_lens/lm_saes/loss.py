@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_lens.saes.sparse_training import dead_features
+from sae_lens.saes.dead_features import DeadFeatures, dead_features_of
 from sae_lens.saes.sparsity_losses import SparsityTerm
 from sae_lens.saes.training_step import (
     SparseTrainingDecoding,
@@ -79,8 +79,8 @@ class LmSaesTerms:
         if self._has_lp_term:
             below = torch.relu(sae.threshold - encoding.hidden_pre) * sae.decoder_norms()
             losses["l_p"] = self.lp_coefficient * below.sum(dim=-1).mean()
-        dead = dead_features(step.dead_neuron_mask)
-        hidden = None if dead is None else hidden_pre_of_encoding(sae, encoding, dead)
+        dead = dead_features_of(step)
+        hidden = None if dead is None else hidden_pre_of_encoding(sae, encoding, dead.indices)
         return losses | self._aux_term(step.sae_in, sae_out, dead, hidden)
 
     def sparse_auxiliary_losses(
@@ -99,14 +99,18 @@ class LmSaesTerms:
                 norms = sae.decoder_norms() if norms is None else norms
                 weighted = weighted * norms[encoding.active.cols]
             losses["l_s"] = self.sparsity.of_entries(weighted, encoding.active, self.l1_coefficient)
-        dead = dead_features(step.dead_neuron_mask)
+        dead = dead_features_of(step)
         hidden = None
         if dead is not None:
-            hidden = sae.hidden_pre_of_features(decoding.processed_in, dead)
+            hidden = sae.hidden_pre_of_features(decoding.processed_in, dead.indices)
         return losses | self._aux_term(step.sae_in, decoding.sae_out, dead, hidden)
 
     def _aux_term(
-        self, target: Tensor, sae_out: Tensor, dead: Tensor | None, hidden: Tensor | None
+        self,
+        target: Tensor,
+        sae_out: Tensor,
+        dead: DeadFeatures | None,
+        hidden: Tensor | None,
     ) -> dict[str, Tensor]:
         if not self.auxk_coefficient:
             return {}

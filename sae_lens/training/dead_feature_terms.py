@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.saes.dead_features import DeadFeatures, dead_features_of
 from sae_lens.saes.losses import ghost_out_loss
-from sae_lens.saes.sparse_training import dead_features
 from sae_lens.saes.sparsity_losses import largest_dead_acts
 from sae_lens.saes.training_step import (
     LossTerms,
@@ -102,8 +102,8 @@ class DeadFeatureTerms:
     ) -> dict[str, Tensor]:
         """The SAE's own terms, `auxk_loss` and `ghost_grad_loss`."""
         losses = self.others.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
-        dead = dead_features(step.dead_neuron_mask)
-        hidden = None if dead is None else hidden_pre_of_encoding(self.sae, encoding, dead)
+        dead = dead_features_of(step)
+        hidden = None if dead is None else hidden_pre_of_encoding(self.sae, encoding, dead.indices)
         return losses | self._terms(step.sae_in, sae_out, per_item_mse_loss, dead, hidden)
 
     def sparse_auxiliary_losses(
@@ -115,10 +115,10 @@ class DeadFeatureTerms:
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`."""
         losses = self.others.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
-        dead = dead_features(step.dead_neuron_mask)
+        dead = dead_features_of(step)
         hidden = None
         if dead is not None:
-            hidden = self.sae.hidden_pre_of_features(decoding.processed_in, dead)
+            hidden = self.sae.hidden_pre_of_features(decoding.processed_in, dead.indices)
         return losses | self._terms(step.sae_in, decoding.sae_out, per_item_mse_loss, dead, hidden)
 
     def _terms(
@@ -126,7 +126,7 @@ class DeadFeatureTerms:
         target: Tensor,
         sae_out: Tensor,
         per_item_mse_loss: Tensor,
-        dead: Tensor | None,
+        dead: DeadFeatures | None,
         hidden: Tensor | None,
     ) -> dict[str, Tensor]:
         sae, losses = self.sae, {}
@@ -142,10 +142,10 @@ class DeadFeatureTerms:
                 sae, target - sae_out, hidden, dead, self.aux_k.k
             )
         if self.ghost_gradients and sae.training:
-            ghost_out = undo_scale(sae, sae.linear_decode_some(torch.exp(hidden), dead))
-            losses["ghost_grad_loss"] = ghost_out_loss(
-                ghost_out, target, sae_out, per_item_mse_loss, sae.mse_loss_fn
-            )
+            acts = torch.exp(dead.only(hidden, -torch.inf))
+            ghost_out = undo_scale(sae, sae.linear_decode_some(acts, dead.indices))
+            loss = ghost_out_loss(ghost_out, target, sae_out, per_item_mse_loss, sae.mse_loss_fn)
+            losses["ghost_grad_loss"] = dead.if_any(loss)
         return losses
 
 
@@ -153,17 +153,18 @@ def dead_feature_loss(
     sae: Any,
     residual: Float[Tensor, "batch d_out"],
     hidden_pre: Float[Tensor, "batch n_dead"],
-    dead: Tensor,
+    dead: DeadFeatures,
     k: int,
 ) -> Float[Tensor, ""]:
-    """Aux-k of the features `dead` (indices) with these pre-activations, without a coefficient."""
+    """Aux-k of dead features with these pre-activations, without a coefficient."""
     ranks_by_norm = getattr(sae, "rescales_acts", False) or getattr(
         sae.cfg, "scale_sparsity_penalty_by_decoder_norm", False
     )
-    norms = sae.decoder_norms(dead).detach() if ranks_by_norm else None
-    acts = largest_dead_acts(hidden_pre, k, norms)
-    recons = undo_scale(sae, sae.linear_decode_some(acts, dead))
-    return (residual.detach() - recons).pow(2).sum(dim=-1).mean()
+    norms = sae.decoder_norms(dead.indices).detach() if ranks_by_norm else None
+    # through ReLU, what is negative is not there
+    acts = largest_dead_acts(dead.only(hidden_pre, -1.0), k, norms)
+    recons = undo_scale(sae, sae.linear_decode_some(acts, dead.indices))
+    return dead.if_any((residual.detach() - recons).pow(2).sum(dim=-1).mean())
 
 
 def undo_scale(sae: Any, out: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch d_out"]:

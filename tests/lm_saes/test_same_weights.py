@@ -1,4 +1,7 @@
-"""A run of `SAETrainingRunner` and one of `Trainer` with the same settings: the same weights."""
+"""A run of `SAETrainingRunner` and one of `Trainer` with the same settings: the same weights.
+
+Bit for bit, in the dense form and in that of active entries, since both run the same passes.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +21,8 @@ from sae_lens.saes import (
     StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
 )
-from tests.helpers import D_IN, assert_close, tiny_model
+from sae_lens.training.features import LearningRateSchedule, OptimizerChoice, TrainingFeatures
+from tests.helpers import D_IN, tiny_model
 
 HOOK = "blocks.0.hook_resid_pre"
 N_STEPS, N_TOKENS = 16, 32
@@ -42,8 +46,9 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
 }
 
 
+@pytest.mark.parametrize("kernels", ["dense", "sparse"])
 @pytest.mark.parametrize("name", CASES)
-def test_both_routes_end_at_the_same_weights(name: str, tmp_path: Path):
+def test_both_routes_end_at_the_same_weights_bit_for_bit(name: str, kernels: Any, tmp_path: Path):
     sae_cfg, fields = CASES[name]
     cfg = LanguageModelSAERunnerConfig(
         sae=copy.deepcopy(sae_cfg),
@@ -55,10 +60,14 @@ def test_both_routes_end_at_the_same_weights(name: str, tmp_path: Path):
         n_batches_in_buffer=4,
         training_tokens=N_STEPS * N_TOKENS,
         lr=1e-3,
-        lr_warm_up_steps=4,
-        lr_decay_steps=5,
         adam_beta1=0.9,
         adam_beta2=0.99,
+        sparse_kernels=kernels,
+        features=TrainingFeatures(
+            lr_schedule=LearningRateSchedule("constantwithwarmup", 4, 5, 0.0),
+            optimizer=OptimizerChoice("torch.optim.Adam", {"foreach": True}),
+            max_gradient_norm=None,
+        ),
         log_to_wandb=False,
         verbose=False,
         checkpoint_path=str(tmp_path),
@@ -68,12 +77,9 @@ def test_both_routes_end_at_the_same_weights(name: str, tmp_path: Path):
     rows = Dataset.from_dict(
         {"tokens": torch.randint(2, 32, (60, 16), generator=generator).tolist()}
     )
-    model = tiny_model()
-    # so small that the gradient's norm stays below 1, where SAETrainer clips it
-    for weight in (model.W_E, model.W_pos):
-        weight.data.div_(10 * weight.norm(dim=-1, keepdim=True))
-    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=tiny_model())
     twin = copy.deepcopy(runner.sae)
+    twin.sparse_kernels = kernels
     batches = []
     next_batch = runner.activations_store.next_batch
 
@@ -103,5 +109,7 @@ def test_both_routes_end_at_the_same_weights(name: str, tmp_path: Path):
     start = {key: value.clone() for key, value in twin.state_dict().items()}
     assert trainer.fit(twin, batches) is None
     for key, value in trained.state_dict().items():
-        assert_close(twin.state_dict()[key], value, atol=1e-5, rtol=1e-4)
+        assert torch.equal(twin.state_dict()[key], value), key
+    for sae in (trained, twin):
+        assert sae._sparse_choice.is_sparse == (kernels == "sparse")
     assert (start["W_dec"] - twin.W_dec).abs().max() > 1e-3

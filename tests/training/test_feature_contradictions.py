@@ -1,0 +1,206 @@
+"""Training features that make no sense, or not together: refused before the first step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
+from sae_lens.saes import (
+    BatchTopKTrainingSAEConfig,
+    JumpReLUTrainingSAEConfig,
+    MatchingPursuitTrainingSAEConfig,
+    MatryoshkaBatchTopKTrainingSAEConfig,
+    StandardTrainingSAEConfig,
+    TopKTrainingSAEConfig,
+)
+from sae_lens.training.features import TrainingFeatures
+from tests.helpers import D_IN, D_SAE
+from tests.training.runs_on_batches import make_sae, trainer
+
+ALONE: list[tuple[dict[str, Any], str]] = [
+    ({"no_such": 1}, "features has no no_such; it has lr_schedule"),
+    ({"target_l0": {"goal": 1}}, r"features\.target_l0 has no goal"),
+    ({"target_l0": {}}, r"features\.target_l0 is incomplete"),
+    ({"target_l0": {"target": 0}}, "must be above 0"),
+    ({"k_schedule": {"initial_k": 8, "steps": 1.5}}, "a float is a share"),
+    ({"k_schedule": {"initial_k": 8, "cold_steps": 1.01}}, "a float is a share"),
+    ({"k_schedule": {"initial_k": 8, "kind": "cubic"}}, "allowed are linear, exponential"),
+    ({"p_schedule": {"end": 0}}, "p must stay above 0"),
+    ({"p_schedule": {"first_step": 1.2}}, "a float is a share"),
+    ({"p_schedule": {"steps": -3}}, "cannot be negative"),
+    ({"weight_schedules": {"l1": {}}}, "names l1; there are sparsity, auxiliary, pre_act"),
+    ({"weight_schedules": {"sparsity": {"steps": 2.0}}}, "a float is a share"),
+    ({"weight_schedules": {"sparsity": {"start": -1}}}, "neither may be below 0"),
+    ({"weight_schedules": {"sparsity": {"kind": "cubic"}}}, "allowed are linear, exponential"),
+    ({"lr_schedule": {"name": "step"}}, "Unsupported scheduler: step"),
+    ({"lr_schedule": {"warm_up_steps": 1.5}}, "a float is a share"),
+    ({"lr_schedule": {"end_ratio": 1.5}}, "lr_end_ratio is 1.5"),
+    ({"lr_schedule": {"name": "exponentialwarmup", "end_ratio": 0.0}}, "one above 0"),
+    ({"lr_schedule": {"name": "constant", "warm_up_steps": 3}}, "constant has no warm-up"),
+    (
+        {"lr_schedule": {"name": "linearwarmupdecay", "cool_down_steps": 3}},
+        "only constantwithwarmup cools down",
+    ),
+    ({"jumprelu_lr_factor": 0}, "jumprelu_lr_factor is 0; it must be above 0"),
+    ({"aux_k": {"coefficient": 0}}, "must be above 0"),
+    ({"aux_k": {"k": 0}}, "k at least 1"),
+    ({"dead_after_tokens": 0}, "above 0, or None"),
+    ({"weight_average": {"decay": 1.0}}, r"must lie in \[0, 1\)"),
+    ({"resampling": {"every": 0}}, "at least 1"),
+    ({"resampling": {"every": 2, "until": 1.5}}, "a float is a share"),
+    ({"resampling": {"every": 2, "encoder_norm": 0}}, "must be above 0"),
+    ({"norm_filter": {"multiple": 0.5}}, "above 1"),
+    ({"whitening_shrinkage": 1.5}, r"must lie in \[0, 1\]"),
+    ({"gradient_accumulation_steps": 0}, "at least 1"),
+    ({"max_gradient_norm": 0}, "above 0, or None"),
+    ({"checkpoint_spacing": "cubic"}, "allowed are linear, log"),
+    ({"initial_weights": {"decoder_bound": 0}}, "must be above 0"),
+    ({"initial_weights": {"active_subspace": 0}}, "at least 1"),
+    (
+        {"initial_weights": {"decoder_bound": 1.0, "decoder_from_mlp_layer": 0}},
+        "both set the decoder",
+    ),
+    (
+        {"initial_weights": {"encoder_bound": 1.0, "encoder_as_decoder_transpose": 1.0}},
+        "both set the encoder",
+    ),
+]
+
+
+@pytest.mark.parametrize(("features", "message"), ALONE)
+def test_settings_that_make_no_sense(features: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        SAETrainerConfig(64, 16, features=features)
+    with pytest.raises(ValueError, match=message):
+        LanguageModelSAERunnerConfig(features=features, verbose=False)
+
+
+@pytest.mark.parametrize("value", ["often", 3, [1]])
+def test_a_part_of_another_type(value: Any):
+    with pytest.raises(TypeError, match=r"features\.target_l0 must be a TargetL0"):
+        TrainingFeatures(target_l0=value)
+
+
+STANDARD = StandardTrainingSAEConfig
+TOPK = (TopKTrainingSAEConfig, {"k": 4})
+WITH_AN_SAE: list[tuple[Any, dict[str, Any], str]] = [
+    (STANDARD, {"target_l0": {"target": D_SAE + 1}}, "there are only 48 features"),
+    (STANDARD, {"k_schedule": {"initial_k": 8}}, "select k features"),
+    (STANDARD, {"weight_schedules": {"auxiliary": {}}}, "nothing to scale"),
+    (STANDARD, {"jumprelu_lr_factor": 0.5}, "SAEs learn none"),
+    (STANDARD, {"resampling": {"every": 20}}, "nothing would ever be resampled"),
+    (STANDARD, {"initial_weights": {}}, "for runs that make their SAE"),
+    (
+        STANDARD,
+        {"lr_schedule": {"warm_up_steps": 0.6, "cool_down_steps": 0.5}},
+        "7 steps of warm-up and 6 of cool-down do not fit into 12 training steps",
+    ),
+    (
+        STANDARD,
+        {"lr_schedule": {"name": "cosineannealingwarmup", "warm_up_steps": 12}},
+        "leaves none to fall in",
+    ),
+    (STANDARD, {"p_schedule": {"first_step": 10, "steps": 5}}, "but the training has only 12"),
+    ((STANDARD, {"sparsity_loss": "tanh"}), {"p_schedule": {}}, "needs a sparsity loss 'power'"),
+    ((STANDARD, {"use_ghost_grads": True}), {"ghost_gradients": True}, "are the same term"),
+    (TOPK, {"target_l0": {"target": 4}}, "Their k is their L0"),
+    (TOPK, {"p_schedule": {}}, "needs a sparsity loss 'power'"),
+    (TOPK, {"k_schedule": {"initial_k": 2}}, "between the SAE's k, 4,"),
+    (TOPK, {"k_schedule": {"initial_k": D_SAE + 1}}, "its number of features, 48"),
+    (TOPK, {"k_schedule": {"initial_k": 9, "steps": 0.7, "cold_steps": 0.5}}, "but the training"),
+    (TOPK, {"weight_schedules": {"sparsity": {}}}, "nothing to scale"),
+    (TOPK, {"aux_k": {}}, "an aux-k term of its own"),
+    (
+        (JumpReLUTrainingSAEConfig, {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": 4}),
+        {"target_l0": {"target": 4}},
+        "both lead to a target L0",
+    ),
+    (MatchingPursuitTrainingSAEConfig, {"ghost_gradients": True}, "have none"),
+    (MatchingPursuitTrainingSAEConfig, {"resampling": {"every": 2}}, "needs an encoder"),
+]
+
+
+@pytest.mark.parametrize(("sae", "features", "message"), WITH_AN_SAE)
+def test_features_that_do_not_go_with_the_sae_or_the_length(
+    sae: Any, features: dict[str, Any], message: str
+):
+    cls, fields = sae if isinstance(sae, tuple) else (sae, {})
+    with pytest.raises(ValueError, match=message):
+        trainer(make_sae(cls, **fields), features)
+
+
+RUNS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"features": {"lr_schedule": {}}, "lr_warm_up_steps": 5},
+        "lr_warm_up_steps=5 and features.lr_schedule are both",
+    ),
+    (
+        {"features": {"lr_schedule": {}}, "lr_scheduler_name": "cosineannealing"},
+        "lr_scheduler_name='cosineannealing' and",
+    ),
+    ({"features": {"lr_schedule": {}}, "lr_end": 1e-9}, "lr_end=1e-09 and"),
+    ({"features": {"lr_schedule": {"warm_up_steps": 10_000}}}, "do not fit into 488"),
+    ({"features": {"target_l0": {"target": 3000}}}, "there are only 2048 features"),
+    (
+        {"features": {"weight_schedules": {"sparsity": {}}}, "l1_warm_up_steps": 10},
+        "both schedules of the sparsity coefficient",
+    ),
+    (
+        {"features": {"initial_weights": {}}, "from_pretrained_path": "somewhere"},
+        "contradict each other: the weights are those of the trained SAE",
+    ),
+    (
+        {"features": {"initial_weights": {"search_decoder_norm": True}}},
+        "unit rows would undo",
+    ),
+    ({"architecture": "topk", "activation_fn_kwargs": {"k": 2049}}, "says k=2049"),
+    ({"architecture": "topk", "activation_fn_kwargs": {"k": 0}}, "says k=0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), RUNS)
+def test_runs_that_contradict_themselves(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        LanguageModelSAERunnerConfig(verbose=False, log_to_wandb=False, **fields)
+
+
+SAES: list[tuple[Any, dict[str, Any], str]] = [
+    (TopKTrainingSAEConfig, {"k": D_SAE + 1}, "between 1 and the number of features, 48"),
+    (BatchTopKTrainingSAEConfig, {"k": D_SAE + 0.5}, "between 1 and the number of features, 48"),
+    (
+        MatryoshkaBatchTopKTrainingSAEConfig,
+        {"k": 4, "matryoshka_widths": [16, 8, D_SAE]},
+        "the widths must increase",
+    ),
+    (
+        MatryoshkaBatchTopKTrainingSAEConfig,
+        {"k": 4, "matryoshka_widths": [8, 8, D_SAE]},
+        "the widths must increase",
+    ),
+    (
+        JumpReLUTrainingSAEConfig,
+        {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": D_SAE + 1},
+        r"needs target_l0 in \(0, 48\]",
+    ),
+]
+
+
+@pytest.mark.parametrize(("cls", "fields", "message"), SAES)
+def test_saes_that_cannot_be(cls: Any, fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        cls(d_in=D_IN, d_sae=D_SAE, **fields)
+
+
+@pytest.mark.parametrize("kind", ["", "skip_"])
+def test_an_output_hook_before_the_input_hook(kind: str):
+    config = get_sae_training_class(f"{kind}transcoder").config_class
+    with pytest.raises(ValueError, match="has to come first"):
+        config(
+            d_in=D_IN,
+            d_sae=D_SAE,
+            hook_name="blocks.2.hook_resid_pre",
+            hook_name_out="blocks.1.hook_mlp_out",
+        )
