@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
+from sae_lens.saes.files import jsonable
 from sae_lens.training.checkpoints import checkpoint_thresholds
 from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.resume_files import ResumableCheckpoint
@@ -31,6 +32,7 @@ def capture(trainer: Any) -> dict[str, Any]:
         "sparse_choice": {} if choice is None else dict(vars(choice)),
         "evaluator": {} if evaluator is None else evaluator(),
         "source": trainer.source.state_dict(),
+        "sae_config": jsonable(trainer.sae.cfg.to_dict()),
         "random": random_state(),
         "lengths": _lengths(trainer.cfg),
     }
@@ -45,7 +47,8 @@ def restore(trainer: Any, checkpoint: ResumableCheckpoint) -> None:
     state = checkpoint.state
     restore_weights(trainer, checkpoint)
     store = trainer.activations_store
-    store.load(str(checkpoint.folder / ACTIVATIONS_STORE_STATE_FILENAME))
+    if hasattr(store, "load"):
+        store.load(str(checkpoint.folder / ACTIVATIONS_STORE_STATE_FILENAME))
     # A final checkpoint's store has none any more, its weights being rid of it.
     trainer.source.load_state_dict(state.get("source", state))
     if state["evaluator"] and hasattr(trainer.evaluator, "load_state_dict"):

@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens.saes.whitening import WHITENING
+from sae_lens.training.counted_batches import CountedBatches
 from sae_lens.whitening import DEFAULT_SHRINKAGE, CovarianceEstimate, Whitening, whiten_parts
 
 SCALED_BY_THE_SOURCE = "expected_average_only_in"
@@ -115,6 +116,14 @@ class ActivationSource:
             inputs = unscaled_inputs(inputs, self.norm_scaling_factor)
         return rows[inputs.norm(dim=-1) <= self.norm_limit]
 
+    def require_resumable(self) -> None:
+        """Nothing if a new source of the same kind can be brought to where this one stands.
+
+        Raises:
+            ValueError: otherwise, with what to pass instead.
+        """
+        raise NotImplementedError
+
     def state_dict(self) -> dict[str, Any]:
         """The statistics, and the batch that was put back."""
         whitening = self.whitening
@@ -202,6 +211,15 @@ class StoreSource(ActivationSource):
         pause_prefetching(self.store)
         self.store.estimated_norm_scaling_factor = value
 
+    def require_resumable(self) -> None:
+        """Nothing if the store can be saved to a file and loaded from it."""
+        if not (hasattr(self.store, "save") and hasattr(self.store, "load")):
+            raise ValueError(
+                f"The place in the data of a {type(self.store).__name__} is not in its "
+                "checkpoints, so no training can go on from them: it has next_batch, but not save "
+                "and load. Pass an ActivationsStore, give it these methods, or pass an iterable."
+            )
+
     @torch.no_grad()
     def prepare(self) -> None:
         """Let the store estimate its factor, and look ahead for the other statistics."""
@@ -230,14 +248,31 @@ class IteratorSource(ActivationSource):
     The batches from which statistics are taken are not trained on.
 
     Args:
-        batches: the iterable.
+        batches: the iterable, or a function that gives it: see `CountedBatches`.
         settings: what is done to activations; scaling is this source's own work.
     """
 
-    def __init__(self, batches: Iterable[Tensor], settings: SourceSettings | None = None) -> None:
+    def __init__(self, batches: Any, settings: SourceSettings | None = None) -> None:
         super().__init__(settings or SourceSettings())
-        self._batches: Iterator[Tensor] = map(_without_middle, iter(batches))
+        self._counted = CountedBatches(batches)
+        self._batches: Iterator[Tensor] = map(_without_middle, self._counted)
         self._factor: float | None = None
+
+    def require_resumable(self) -> None:
+        """Nothing: batches that come in an order of their own can be counted."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """The statistics, the batch that was put back, and the place among the batches."""
+        return {**super().state_dict(), "batches": self._counted.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Counterpart of `state_dict`; see `CountedBatches`.
+
+        Raises:
+            ValueError: when the provider gives other batches than then.
+        """
+        super().load_state_dict(state)
+        self._counted.load_state_dict(state["batches"])
 
     @property
     def norm_scaling_factor(self) -> float | None:

@@ -22,6 +22,7 @@ from sae_lens.saes.training_step import reported_features
 from sae_lens.training.active_features import ActiveFeatures
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.checkpoints import ensure_writable
+from sae_lens.training.dead_feature_bound import DeadFeatureBound
 from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.finetuning import (
     FINETUNING_PARAMETERS,
@@ -52,6 +53,7 @@ from sae_lens.training.trainer_checkpoints import logging_config, save_without_r
 from sae_lens.training.trainer_parts import (
     make_coefficient_schedulers,
     make_lr_scheduler,
+    may_take_step_input,
     trainer_parts,
 )
 from sae_lens.training.trainer_reports import TrainerReports
@@ -120,6 +122,7 @@ class SAETrainer(TrainerReports, TrainerState):
             self.save_checkpoint = save_without_runner
             if self.cfg.checkpoint_path is not None:
                 ensure_writable(self.cfg.checkpoint_path)
+                self.warn_if_not_resumable()
 
         _update_sae_lens_training_version(self.sae)
         if getattr(self.cfg, "sparse_kernels", "auto") != "auto":
@@ -153,6 +156,7 @@ class SAETrainer(TrainerReports, TrainerState):
         self._policy = CheckpointPolicy.from_config(self.cfg)
         self._state_before_finishing: dict[str, Any] | None = None
 
+        self._dead_feature_bound = DeadFeatureBound(self._silence, self._dead_within)
         self.optimizer = self._make_optimizer()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
         apply_group_factors(self.optimizer)
@@ -290,7 +294,9 @@ class SAETrainer(TrainerReports, TrainerState):
     def _forward(self, sae: TrainingSAE, sae_in: Tensor) -> TrainStepOutput:
         self._l1_coefficient_used = self.current_l1_coefficient
         scale = self.features.coefficient_scale
-        if sae.form == "v6" or self.features.terms is not None:
+        most_dead = self._dead_feature_bound()
+        takes_step_input = sae.form == "v6" or self.features.terms is not None
+        if takes_step_input or (most_dead is not None and may_take_step_input(sae)):
             return sae.training_forward_pass(
                 TrainStepInput(
                     sae_in=sae_in,
@@ -302,6 +308,7 @@ class SAETrainer(TrainerReports, TrainerState):
                     dead_neuron_mask=self.dead_neurons,
                     n_training_steps=self.n_training_steps,
                     is_logging_step=self._is_due(self.cfg.wandb_log_frequency),
+                    most_dead=most_dead,
                 )
             )
         return sae.training_forward_pass(

@@ -22,6 +22,7 @@ from sae_lens.training.optim import L1Scheduler
 from sae_lens.training.resumption import capture, restore
 from sae_lens.training.rewinding import rewind
 from sae_lens.training.run_folder import BEST_NAME, open_checkpoint
+from sae_lens.training.same_results import refuse_differences, refuse_other_sae
 from sae_lens.training.sources import ActivationSource
 from sae_lens.training.step_undo import StepUndo
 from sae_lens.training.trainer_checkpoints import save_after_error
@@ -131,25 +132,44 @@ class TrainerState:
         return self._resume_state() if self._guard.is_in_step else None
 
     def _resume_state(self, copies_weights: bool = False) -> dict[str, Any] | None:
-        if not hasattr(self.activations_store, "load"):
-            return None  # nobody could find the place in the data again
+        try:
+            self.source.require_resumable()
+        except ValueError:
+            return None
         state = capture(self)
         if copies_weights:
             state["sae"] = {name: tensor.clone() for name, tensor in state["sae"].items()}
         return state
 
-    def resume(self, checkpoint: str | Path) -> None:
+    def warn_if_not_resumable(self) -> None:
+        """Say so at the start when no training will be able to go on from the checkpoints."""
+        try:
+            self.source.require_resumable()
+        except ValueError as error:
+            logger.warning("%s", error)
+
+    def resume(self, checkpoint: str | Path | None = None) -> None:
         """Go on from a checkpoint of a trainer that was made in the same way.
 
         Args:
-            checkpoint: its folder, or that of its run.
+            checkpoint: its folder, or that of its run: then the newest sound one is taken. By
+                default the config's `checkpoint_path`.
 
         Raises:
             FileNotFoundError: when there is nothing to go on from.
             DamagedCheckpointError: when a file of it is missing or has changed.
-            ValueError: when it is of another SAE.
+            ValueError: when it is of another SAE or config, or of data that are not the same or
+                cannot be gone on with; the message says what to pass.
         """
-        restore(self, open_checkpoint(checkpoint))
+        self.source.require_resumable()
+        if checkpoint is None:
+            checkpoint = self.cfg.checkpoint_path
+        if checkpoint is None:
+            raise ValueError("Give a checkpoint: the config's checkpoint_path is None.")
+        found = open_checkpoint(checkpoint)
+        refuse_differences(found.config, self.cfg, found.folder)
+        refuse_other_sae(found.state.get("sae_config"), self.sae.cfg, found.folder)
+        restore(self, found)
 
     def remake_lr_scheduler(self) -> None:
         """Make the schedule of the learning rate anew for the config's length."""
