@@ -21,7 +21,7 @@ import torch
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.activations.stores import store_class_for, with_other_models
+from sae_lens.activations.stores import model_for, store_class_for
 from sae_lens.atomic_files import atomic_write_json
 from sae_lens.config.arguments import (
     add_config_arguments,
@@ -124,10 +124,7 @@ class SAETrainingRunner:
         self, override_dataset: Any, override_model: Any, override_sae: TrainingSAE | None
     ) -> None:
         cfg = self.cfg
-        self.model = override_model
-        if override_model is None:
-            self.model = self._load_model(cfg.model_name)
-        self.model = with_other_models(self.model, cfg, self._load_model)
+        self.model = model_for(cfg, override_model, self._load_model)
         self.activations_store = store_class_for(cfg.sae).from_config(
             self.model, cfg, override_dataset=override_dataset
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from sae_lens.activations.joint import JointActivationsStore
@@ -19,25 +20,26 @@ def store_class_for(sae_config: Any) -> type[ActivationsStore]:
     return ActivationsStore
 
 
-def with_other_models(model: Any, cfg: Any, load: Any) -> Any:
-    """The run's model, or the group of them where the SAE is of several.
+def model_for(cfg: Any, given: Any, load: Callable[[str], Any]) -> Any:
+    """The model of a run, or the group of them where its SAE is of several.
 
     Args:
-        model: the first model, or all of them in a list.
         cfg: the run's config.
+        given: a model to use instead, or all of them in a list; None to load what the config names.
         load: loads a model of the run's kind by name.
 
     Raises:
-        ValueError: when they do not read the same tokens, or their number is another.
+        ValueError: when the names contradict each other, or the models do not read the same tokens.
     """
-    names = getattr(cfg.sae, "model_names", None) or []
-    if isinstance(model, (list, tuple)):
-        model = ModelGroup(model)
-    if isinstance(model, ModelGroup) or len(names) < 2:
-        return model
+    if isinstance(given, (list, tuple)):
+        return ModelGroup(given)
+    if given is not None:
+        return given
+    names = getattr(cfg.sae, "model_names", None) or [cfg.model_name]
     if names[0] != cfg.model_name:
         raise ValueError(
             f"model_name={cfg.model_name!r} is not the first of model_names={names}; leave "
             "model_name out."
         )
-    return ModelGroup([model, *(load(name) for name in names[1:])])
+    models = [load(name) for name in names]
+    return models[0] if len(models) == 1 else ModelGroup(models)

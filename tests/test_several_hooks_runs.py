@@ -1,0 +1,334 @@
+"""Crosscoders and cross-layer transcoders on language models: rows, runs, evaluations, refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+
+from sae_lens.activations.joint import JointActivationsStore
+from sae_lens.activations.model_group import ModelGroup
+from sae_lens.activations.store import ActivationsStore
+from sae_lens.activations.stores import store_class_for
+from sae_lens.analysis.splicing import CrossLayerReplacement, splicing_of
+from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.held_out_evaluation import HeldOutEvaluator
+from sae_lens.registry import get_sae_training_class
+from sae_lens.sae_training_runner import SAETrainingRunner
+from sae_lens.saes import SAE, TrainingSAE
+from tests.helpers import D_IN, WordTokenizer, assert_close, several_hooks_configs, tiny_model
+from tests.runs import token_rows
+
+pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training dataset")
+
+READS = [f"blocks.{layer}.ln2.hook_normalized" for layer in range(2)]
+WRITES = [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
+RESIDUAL = ["blocks.0.hook_resid_pre", "blocks.0.hook_resid_post", "blocks.1.hook_resid_post"]
+EVERYTHING = EvalConfig(
+    n_eval_reconstruction_batches=1,
+    n_eval_sparsity_variance_batches=1,
+    compute_kl=True,
+    compute_ce_loss=True,
+    compute_l2_norms=True,
+    compute_sparsity_metrics=True,
+    compute_variance_metrics=True,
+    compute_featurewise_density_statistics=True,
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def rows() -> Dataset:
+    return Dataset.from_dict({"tokens": token_rows()})
+
+
+def sae_config(architecture: str, **fields: Any) -> Any:
+    hooks: dict[str, Any] = {"hook_names": RESIDUAL}
+    if "transcoder" in architecture:
+        hooks = {"hook_names": READS, "hook_names_out": WRITES}
+    if "topk" in architecture:
+        hooks["k"] = 4
+    config_class = get_sae_training_class(architecture).config_class
+    return config_class(**{"d_in": D_IN, "d_sae": 32, **hooks, **fields})
+
+
+def run_config(folder: Path, sae: Any, **fields: Any) -> Any:
+    return LanguageModelSAERunnerConfig(
+        **{
+            "sae": sae, "model_name": "tiny", "context_size": 16, "train_batch_size_tokens": 32,
+            "store_batch_size_prompts": 4, "n_batches_in_buffer": 4, "training_tokens": 32 * 20,
+            "log_to_wandb": False, "checkpoint_path": str(folder / "checkpoints"), "lr": 1e-2,
+            "output_path": str(folder / "out"), "verbose": False, "n_checkpoints": 1,
+            "model_from_pretrained_kwargs": {}, "eval_batch_size_prompts": 2,
+            "log_to_jsonl": str(folder / "log.jsonl"), "wandb_log_frequency": 5,
+            "eval_every_n_wandb_logs": 2, "n_eval_batches": 1, "n_batches_for_norm_estimate": 3,
+            **fields,
+        }
+    )  # fmt: skip
+
+
+@torch.no_grad()
+def stacked(model: Any, tokens: Any, names: list[str]) -> torch.Tensor:
+    _, cache = model.run_with_cache(torch.as_tensor(tokens), names_filter=names)
+    return torch.stack([cache[name] for name in names], dim=-2)
+
+
+def assert_are_among(rows: torch.Tensor, all_rows: torch.Tensor) -> None:
+    differences = (rows.unsqueeze(1) - all_rows).abs().amax(dim=-1)
+    assert (differences.amin(dim=1) < 1e-4).all()
+
+
+# -- rows -----------------------------------------------------------------------------------------
+
+
+def test_a_row_holds_all_hooks_at_one_token(model: Any, rows: Dataset, tmp_path: Path) -> None:
+    cfg = run_config(tmp_path, sae_config("cross_layer_transcoder"))
+    store = store_class_for(cfg.sae).from_config(model, cfg, override_dataset=rows)
+    assert isinstance(store, JointActivationsStore)
+    store.check_model()
+    batch = store.next_batch()
+    assert batch.shape == (32, 1, 4 * D_IN)
+    parts = batch[:, 0].split(D_IN, dim=-1)
+    for block, x, y in zip(model.blocks, parts[:2], parts[2:], strict=True):
+        assert_close(block.mlp(x.unsqueeze(0))[0], y)
+    seen = stacked(model, rows[:]["tokens"], [*READS, *WRITES]).flatten(2).flatten(0, 1)
+    assert_are_among(batch[:, 0], seen)
+
+
+def test_each_hook_has_a_factor_of_its_own(model: Any, rows: Dataset, tmp_path: Path) -> None:
+    sae = sae_config("crosscoder", normalize_activations="expected_average_only_in")
+    cfg = run_config(tmp_path, sae, n_batches_for_norm_estimate=100)
+    store = JointActivationsStore.from_config(model, cfg, override_dataset=rows)
+    store.set_norm_scaling_factor_if_needed()
+    factors = store.estimated_norm_scaling_factor.view(3, D_IN)
+    norms = stacked(model, rows[:]["tokens"], RESIDUAL).norm(dim=-1).mean(dim=(0, 1))
+    assert_close(factors[:, 0], math.sqrt(D_IN) / norms, rtol=0.05)
+    assert (factors == factors[:, :1]).all() and len(set(factors[:, 0].tolist())) == 3
+    batch = store.next_batch()[:, 0].unflatten(1, (3, D_IN))
+    assert_close(batch.norm(dim=-1).mean(dim=0), torch.full((3,), 4.0), rtol=0.15)
+    again = JointActivationsStore.from_config(model, cfg, override_dataset=rows)
+    again.load_state_dict(store.state_dict())
+    assert torch.equal(again.next_batch(), store.next_batch())
+
+
+def test_ordinary_saes_have_ordinary_stores() -> None:
+    assert store_class_for(None) is ActivationsStore
+
+
+# -- runs and evaluations -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("normalization", ["none", "expected_average_only_in"])
+@pytest.mark.parametrize(
+    "architecture",
+    ["crosscoder", "batchtopk_crosscoder", "jumprelu_cross_layer_transcoder",
+     "topk_cross_layer_transcoder", "batchtopk_cross_layer_transcoder"],
+)  # fmt: skip
+def test_a_run_on_a_language_model(
+    architecture: str, normalization: str, model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    cfg = run_config(tmp_path, sae_config(architecture, normalize_activations=normalization))
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    runner.preflight()
+    runner.run()
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    losses = [entry["losses/mse_loss"] for entry in logged if "losses/mse_loss" in entry]
+    assert losses[-1] < 0.8 * losses[0]
+    evaluation = next(entry for entry in logged if "by_hook" in entry)
+    names = WRITES if "transcoder" in architecture else RESIDUAL
+    assert list(evaluation["by_hook"]) == names
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert loaded.cfg.normalize_activations == "none"
+    tokens = rows[:]["tokens"]
+    target = stacked(model, tokens, names)
+    error = loaded(stacked(model, tokens, loaded.cfg.hook_names)) - target
+    assert error.pow(2).sum() < (target - target.mean(dim=(0, 1))).pow(2).sum()
+
+
+def trained(architecture: str, model: Any, rows: Dataset, tmp_path: Path, **fields: Any) -> Any:
+    cfg = run_config(
+        tmp_path, sae_config(architecture, **fields), eval_every_n_wandb_logs=1000, n_checkpoints=0
+    )
+    with torch.enable_grad():
+        SAETrainingRunner(cfg, override_dataset=rows, override_model=model).run()
+    return SAE.load_from_disk(tmp_path / "out").eval()
+
+
+@torch.no_grad()
+def test_a_crosscoder_is_judged_hook_by_hook(model: Any, rows: Dataset, tmp_path: Path) -> None:
+    sae = trained("crosscoder", model, rows, tmp_path)
+    store = JointActivationsStore.from_sae(
+        model, sae, context_size=16, dataset=rows, store_batch_size_prompts=6
+    )
+    metrics = run_evals(sae, store, model, EVERYTHING).metrics
+    tokens = torch.tensor(rows[:6]["tokens"])
+    x = stacked(model, tokens, RESIDUAL)
+    recons = sae(x)
+    plain = model(tokens, return_type="loss")
+    changed = []
+    for number, name in enumerate(RESIDUAL):
+        loss, zeroed = (
+            model.run_with_hooks(
+                tokens, return_type="loss", fwd_hooks=[(name, lambda old, hook, new=new: new)]
+            )
+            for new in (recons[..., number, :], torch.zeros_like(recons[..., number, :]))
+        )
+        changed.append(loss)
+        own = metrics["by_hook"][name]
+        assert own["ce_loss_with_sae"] == pytest.approx(float(loss), rel=1e-4)
+        score = float((zeroed - loss) / (zeroed - plain))
+        assert own["ce_loss_score"] == pytest.approx(score, rel=1e-2)
+        error = (recons - x)[..., number, :].pow(2).sum()
+        spread = (x - x.mean(dim=(0, 1)))[..., number, :].pow(2).sum()
+        assert own["explained_variance"] == pytest.approx(float(1 - error / spread), abs=1e-4)
+        assert "l0" not in own  # features are of all hooks
+    performance = metrics["model_performance_preservation"]
+    assert performance["ce_loss_with_sae"] == pytest.approx(sum(map(float, changed)) / 3, rel=1e-4)
+    assert performance["ce_loss_without_sae"] == pytest.approx(float(plain), rel=1e-4)
+
+
+@torch.no_grad()
+def test_a_cross_layer_transcoder_replaces_all_its_mlps(
+    model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    sae = trained("jumprelu_cross_layer_transcoder", model, rows, tmp_path)
+    store = JointActivationsStore.from_sae(
+        model, sae, context_size=16, dataset=rows, store_batch_size_prompts=6
+    )
+    metrics = run_evals(sae, store, model, EVERYTHING).metrics
+    tokens = torch.tensor(rows[:6]["tokens"])
+    replacement = CrossLayerReplacement(sae)
+    loss = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=replacement.hooks())
+
+    def second_mlp(old: Any, hook: Any) -> Any:
+        return sae.decode_hook(1, replacement.features)
+
+    first = sae(stacked(model, tokens, READS))[..., 0, :]
+
+    def first_mlp(old: Any, hook: Any) -> Any:
+        return first
+
+    # the first layer reads what the model reads; the second what follows from the first's output
+    by_hand = model.run_with_hooks(
+        tokens, return_type="loss", fwd_hooks=[(WRITES[0], first_mlp), (WRITES[1], second_mlp)]
+    )
+    assert_close(loss, by_hand)
+    assert metrics["model_performance_preservation"]["ce_loss_with_sae"] == pytest.approx(
+        float(loss), rel=1e-4
+    )
+    features = sae.encode(stacked(model, tokens, READS)).unflatten(-1, (2, -1))
+    l0 = (features > 0).sum(-1).float().mean(dim=(0, 1))
+    for name, own in zip(WRITES, l0.tolist(), strict=True):
+        assert metrics["by_hook"][name]["l0"] == pytest.approx(own, rel=1e-4)
+        assert "ce_loss_score" not in metrics["by_hook"][name]
+    assert metrics["sparsity"]["l0"] == pytest.approx(float(l0.sum()), rel=1e-4)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("architecture", ["crosscoder", "topk_cross_layer_transcoder"])
+def test_scaled_activations_are_judged_like_raw_ones(
+    architecture: str, model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    scaled = "expected_average_only_in"
+    sae: Any = TrainingSAE(
+        sae_config(architecture, normalize_activations=scaled, decoder_init_norm=0.5)
+    )
+    columns = 4 if "transcoder" in architecture else 3
+    factors: Any = torch.linspace(0.5, 2, columns).repeat_interleave(D_IN)
+    tokens = torch.tensor(rows[:6]["tokens"])
+    evaluator = HeldOutEvaluator(tokens, model, eval_config=EVERYTHING)
+    in_training = evaluator.evaluate(sae, factors).metrics
+    sae.fold_activation_norm_scaling_factor(factors)
+    folded = evaluator.evaluate(sae).metrics
+    for group in ("model_performance_preservation", "reconstruction_quality", "by_hook"):
+        assert json.loads(json.dumps(in_training[group])).keys() == folded[group].keys()
+    for group in ("model_performance_preservation", "reconstruction_quality"):
+        assert in_training[group] == pytest.approx(folded[group], rel=1e-3, nan_ok=True)
+
+
+def test_models_that_share_features(model: Any, rows: Dataset, tmp_path: Path) -> None:
+    tuned = tiny_model(seed=1)
+    hook = "blocks.1.hook_resid_post"
+    sae = sae_config("topk_crosscoder", hook_names=[hook], model_names=["tiny", "tuned"])
+    cfg = run_config(tmp_path, sae)
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=[model, tuned])
+    assert isinstance(runner.model, ModelGroup)
+    batch = runner.activations_store.next_batch()
+    seen = [stacked(m, rows[:]["tokens"], [hook]).flatten(0, 2) for m in (model, tuned)]
+    assert_are_among(batch[:, 0], torch.cat(seen, -1))
+    runner.run()
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    by_hook = next(entry["by_hook"] for entry in logged if "by_hook" in entry)
+    assert list(by_hook) == [f"tiny:{hook}", f"tuned:{hook}"]
+    assert (
+        by_hook[f"tiny:{hook}"]["ce_loss_without_sae"]
+        != (by_hook[f"tuned:{hook}"]["ce_loss_without_sae"])
+    )
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert loaded.cfg.model_names == ["tiny", "tuned"]
+    with pytest.raises(ValueError, match="reads 2 models, and 1 are given"):
+        splicing_of(loaded, model)
+
+
+# -- refusals -------------------------------------------------------------------------------------
+
+
+def test_what_cannot_work_is_refused_before_training(
+    model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    def start(sae: Any, override_model: Any = model, **fields: Any) -> None:
+        cfg = run_config(tmp_path, sae, **fields)
+        SAETrainingRunner(cfg, override_dataset=rows, override_model=override_model)
+
+    wide = "blocks.0.mlp.hook_post"
+    with pytest.raises(RuntimeError, match=r"resid_pre' 16, 'blocks.0.mlp.hook_post' 64"):
+        start(sae_config("crosscoder", hook_names=[RESIDUAL[0], wide]))
+    with pytest.raises(ValueError, match="no hook 'blocks.5.hook_resid_pre'"):
+        start(sae_config("crosscoder", hook_names=[RESIDUAL[0], "blocks.5.hook_resid_pre"]))
+    with pytest.raises(ValueError, match="hooks run in the order"):
+        swapped = {"hook_names": WRITES, "hook_names_out": READS}
+        start(sae_config("cross_layer_transcoder", **swapped))
+    with pytest.raises(ValueError, match="is not the first of hook_names"):
+        start(sae_config("crosscoder"), hook_name=RESIDUAL[1])
+    with pytest.raises(ValueError, match="cached activations"):
+        start(sae_config("crosscoder"), use_cached_activations=True, cached_activations_path="x")
+    several = sae_config("crosscoder", model_names=["tiny", "tuned"])
+    with pytest.raises(ValueError, match="those of 1 models, and 2 are given"):
+        start(sae_config("crosscoder"), [model, tiny_model()])
+    with pytest.raises(ValueError, match="is not the first of model_names"):
+        start(several, None, model_name="gelu-1l")
+    with pytest.raises(ValueError, match="at least two models"):
+        start(several, [model])
+
+
+def test_models_that_read_other_tokens_are_refused(model: Any) -> None:
+    other = tiny_model()
+    other.cfg.d_vocab = 40
+    with pytest.raises(ValueError, match=r"vocabulary of 32 tokens, model 2 one of 40"):
+        ModelGroup([model, other])
+
+    class Words(WordTokenizer):
+        def get_vocab(self) -> dict[str, int]:
+            return {word: n for n, word in enumerate(self.vocabulary)}
+
+    first, second = tiny_model(), tiny_model()
+    first.tokenizer, second.tokenizer = Words(), Words()  # type: ignore[assignment]
+    ModelGroup([first, second])
+    second.tokenizer.vocabulary.reverse()
+    with pytest.raises(ValueError, match="another tokenizer"):
+        ModelGroup([first, second])
+
+
+def test_every_form_has_a_config() -> None:
+    assert len(several_hooks_configs()) == 8
