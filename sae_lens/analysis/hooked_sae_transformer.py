@@ -1,8 +1,10 @@
-"""`HookedSAETransformer`: SAEs in the place of a transformer's hook points.
+"""`HookedSAETransformer`: SAEs and transcoders in the place of a transformer's hook points.
 
 An attached SAE takes the place of the hook point whose activations it was trained on: the forward
 pass runs through it, and its own hook points become part of the model, under the name of the hook
-(`blocks.0.hook_resid_pre.hook_sae_acts_post` and so on), for caches and for interventions.
+(`blocks.0.hook_resid_pre.hook_sae_acts_post` and so on), for caches and for interventions. A
+transcoder takes the place of its output hook, such as an MLP's output, and goes by that name; what
+it reads is what its input hook gave in the same pass.
 """
 
 from __future__ import annotations
@@ -19,8 +21,16 @@ from torch.utils.hooks import RemovableHandle
 from transformer_lens import ActivationCache, HookedTransformer
 from transformer_lens.hook_points import HookPoint
 
+from sae_lens.analysis.hook_fitting import (
+    FitToHook,
+    FitTranscoder,
+    check_fits,
+    get_deep_attr,
+    hook_widths,
+    replaced_hook,
+    set_deep_attr,
+)
 from sae_lens.errors import InvalidArgumentError
-from sae_lens.hook_names import has_head_axis
 from sae_lens.saes.base import SAE
 
 SingleLoss = Float[Tensor, ""]
@@ -29,65 +39,6 @@ Loss = SingleLoss | LossPerToken
 Output = None | Tensor | tuple[Tensor, Tensor]
 
 _NOT_REMEMBERED = object()
-
-
-def get_deep_attr(obj: Any, path: str) -> Any:
-    """What a dotted path leads to; purely numeric parts index (`blocks.0.attn.hook_z`)."""
-    for part in path.split("."):
-        obj = obj[int(part)] if part.isdigit() else getattr(obj, part)
-    return obj
-
-
-def set_deep_attr(obj: Any, path: str, value: Any) -> None:
-    """Put `value` where a dotted path leads; purely numeric parts index."""
-    *parents, last = path.split(".")
-    if parents:
-        obj = get_deep_attr(obj, ".".join(parents))
-    if last.isdigit():
-        obj[int(last)] = value
-    else:
-        setattr(obj, last, value)
-
-
-class _FitToHook:
-    """Lets an SAE stand in for a hook point, whose output has the shape and dtype of its input.
-
-    Registered as forward hooks on the SAE while it is attached: before its forward pass, the
-    activations of several heads are flattened (or the one head picked) where the SAE does not do so
-    itself; after it, shape and dtype become those of the model again.
-    """
-
-    def __init__(self, sae: SAE):
-        self.d_in = int(sae.cfg.d_in)
-        self.head = sae.cfg.hook_head_index
-        self.original: Tensor | None = None
-
-    def before(self, sae: SAE, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = args[0]
-        self.original = x
-        if self.head is not None and x.ndim == 4:
-            return (x[:, :, self.head], *args[1:])
-        flat = x.ndim == 4 and x.shape[-2] * x.shape[-1] == self.d_in != x.shape[-1]
-        if flat and not sae.hook_z_reshaping_mode:
-            return (x.flatten(-2), *args[1:])
-        return args
-
-    def after(self, sae: SAE, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        original, self.original = self.original, None
-        if original is None:
-            return output
-        output = output.to(original.dtype)
-        if self.head is not None and original.ndim == 4:
-            replaced = original.clone()
-            replaced[:, :, self.head] = output
-            return replaced
-        return output.reshape(original.shape)
-
-    def attach(self, sae: SAE) -> list[RemovableHandle]:
-        return [
-            sae.register_forward_pre_hook(self.before),
-            sae.register_forward_hook(self.after),
-        ]
 
 
 class _Use(NamedTuple):
@@ -114,6 +65,7 @@ class HookedSAETransformer(HookedTransformer):
         super().__init__(*model_args, **model_kwargs)
         self.acts_to_saes: dict[str, SAE] = {}
         self._sae_handles: dict[str, list[RemovableHandle]] = {}
+        self._transcoders: dict[str, FitTranscoder] = {}
 
     # -- attaching and detaching ------------------------------------------------------------------
 
@@ -121,13 +73,14 @@ class HookedSAETransformer(HookedTransformer):
         """Attach an SAE at its hook until it is reset.
 
         Args:
-            sae: runs where the hook point `sae.cfg.hook_name` was; replaces an SAE attached there.
+            sae: runs where the hook point `sae.cfg.hook_name` was, or that of its output for a
+                transcoder; replaces an SAE attached there.
             use_error_term: override the SAE's own flag until it is reset; None leaves it alone.
             strict: raise, instead of warning, when the model has no such hook.
 
         Raises:
-            ValueError: when the SAE's width is not that of the hook, when the SAE maps one hook to
-                another (a transcoder), or, if strict, when the hook does not exist.
+            ValueError: when the SAE's width is not that of the hook, when a transcoder is to add an
+                error term, or, if strict, when a hook does not exist.
         """
         sae = _as_sae(sae)
         if self._attach(sae, use_error_term, strict):
@@ -135,14 +88,17 @@ class HookedSAETransformer(HookedTransformer):
 
     def _attach(self, sae: SAE, use_error_term: bool | None, strict: bool) -> bool:
         """Attach without `setup()`; False when there is no such hook (with a warning)."""
-        name = sae.cfg.hook_name
-        if name not in self.acts_to_saes and name not in self.hook_dict:
-            message = f"No hook found for {name}; the SAE is not attached.{self._near(name)}"
-            if strict:
-                raise ValueError(message)
-            logging.warning(message)
-            return False
-        _check_fits(self, sae)
+        name = replaced_hook(sae)
+        for wanted in (name, sae.cfg.hook_name):
+            if wanted not in self.acts_to_saes and wanted not in self.hook_dict:
+                message = (
+                    f"No hook found for {wanted}; the SAE is not attached.{self._near(wanted)}"
+                )
+                if strict:
+                    raise ValueError(message)
+                logging.warning(message)
+                return False
+        check_fits(self, sae, use_error_term)
         if use_error_term is not None:
             previous_flag = sae.use_error_term
             sae.use_error_term = use_error_term
@@ -161,11 +117,23 @@ class HookedSAETransformer(HookedTransformer):
         self._remove_handles(name)
         set_deep_attr(self, name, sae)
         self.acts_to_saes[name] = sae
-        self._sae_handles[name] = _FitToHook(sae).attach(sae)
+        fit = FitToHook(sae)
+        if name != sae.cfg.hook_name:
+            fit = self._transcoders[name] = FitTranscoder(sae)
+        self._sae_handles[name] = fit.attach(sae)
+        self._listen()
+
+    def _listen(self) -> None:
+        """Let transcoders read what stands at their input hooks now."""
+        for fit in self._transcoders.values():
+            fit.listen(self)
 
     def _remove_handles(self, name: str) -> None:
         for handle in self._sae_handles.pop(name, []):
             handle.remove()
+        fit = self._transcoders.pop(name, None)
+        if fit is not None:
+            fit.stop_listening()
 
     def _reset_sae(self, act_name: str, prev_sae: SAE | None = None) -> None:
         """Detach the SAE at `act_name`, putting `prev_sae` or a fresh hook point in its place."""
@@ -182,6 +150,7 @@ class HookedSAETransformer(HookedTransformer):
             self._remove_handles(act_name)
             set_deep_attr(self, act_name, HookPoint())
             del self.acts_to_saes[act_name]
+            self._listen()
         if prev_sae is not attached:
             # Its hook points carried the model's names; standing alone they have their own again.
             attached.setup()
@@ -254,9 +223,9 @@ class HookedSAETransformer(HookedTransformer):
 
     def _note(self, sae: SAE) -> _Use:
         return _Use(
-            name=sae.cfg.hook_name,
+            name=replaced_hook(sae),
             sae=sae,
-            previous=self.acts_to_saes.get(sae.cfg.hook_name),
+            previous=self.acts_to_saes.get(replaced_hook(sae)),
             use_error_term=sae.use_error_term,
             remembered=getattr(sae, "_original_use_error_term", _NOT_REMEMBERED),
         )
@@ -359,59 +328,4 @@ def _as_list(saes: Any) -> list[SAE]:
     return [saes]
 
 
-def _check_fits(model: HookedTransformer, sae: SAE) -> None:
-    name = sae.cfg.hook_name
-    metadata = getattr(sae.cfg, "metadata", None)
-    out_name = getattr(metadata, "hook_name_out", None)
-    if out_name is not None and out_name != name:
-        raise ValueError(
-            f"This SAE maps {name!r} to {out_name!r} (a transcoder) and cannot stand in for one "
-            "hook point. Judge it with sae_lens.evals, or use hooks at both places."
-        )
-    widths = hook_widths(model, name, sae.cfg.hook_head_index)
-    if widths and sae.cfg.d_in not in widths:
-        raise ValueError(
-            f"The SAE has d_in={sae.cfg.d_in}, but the activations of this model at {name!r} have "
-            f"width {widths[0]}. Attach it to the model it was trained on "
-            f"({sae.cfg.model_name!r}), or choose another SAE."
-        )
-
-
-# Hooks on the residual stream or on what is read from and added to it.
-_D_MODEL_HOOKS = frozenset(
-    {
-        "hook_embed",
-        "hook_pos_embed",
-        "hook_resid_pre",
-        "hook_resid_mid",
-        "hook_resid_post",
-        "hook_attn_out",
-        "hook_mlp_out",
-        "hook_attn_in",
-        "hook_mlp_in",
-        "hook_q_input",
-        "hook_k_input",
-        "hook_v_input",
-    }
-)
-_NORM_MODULES = frozenset({"ln1", "ln2", "ln1_post", "ln2_post", "ln_final"})
-
-
-def hook_widths(model: HookedTransformer, name: str, head: int | None = None) -> tuple[int, ...]:
-    """The widths that an SAE at a hook may have, the usual one first; empty when not known."""
-    cfg = model.cfg
-    parts = name.split(".")
-    if has_head_axis(parts[-1]) and parts[-1] not in _D_MODEL_HOOKS:
-        grouped = parts[-1] in ("hook_k", "hook_v") and not getattr(
-            cfg, "ungroup_grouped_query_attention", False
-        )
-        n_heads = (getattr(cfg, "n_key_value_heads", None) if grouped else None) or cfg.n_heads
-        d_head = cfg.d_head
-        return (d_head,) if head is not None else (n_heads * d_head, d_head)
-    if parts[-1] in _D_MODEL_HOOKS:
-        return (cfg.d_model,)
-    if parts[-1] == "hook_normalized" and parts[-2:-1] and parts[-2] in _NORM_MODULES:
-        return (cfg.d_model,)
-    if "mlp" in parts and parts[-1] in ("hook_pre", "hook_pre_linear", "hook_post") and cfg.d_mlp:
-        return (cfg.d_mlp,)
-    return ()
+__all__ = ["HookedSAETransformer", "get_deep_attr", "hook_widths", "set_deep_attr"]

@@ -6,15 +6,19 @@ import pickle
 
 import pytest
 import torch
+from datasets import Dataset
 from transformer_lens import ActivationCache, HookedTransformerConfig
 from transformer_lens.hook_points import HookPoint
 
+from sae_lens.activations.store import ActivationsStore
 from sae_lens.analysis.hooked_sae_transformer import (
     HookedSAETransformer,
     get_deep_attr,
     hook_widths,
     set_deep_attr,
 )
+from sae_lens.evals import EvalConfig, run_evals
+from sae_lens.registry import get_sae_class
 from sae_lens.saes import SAE, SAEConfig
 from tests.helpers import (
     ARCHITECTURES,
@@ -252,11 +256,141 @@ def test_known_widths(model):
     assert hook_widths(model, "blocks.0.attn.hook_q") == (16, 8)
 
 
-def test_transcoders_cannot_be_spliced_into_one_hook(model):
-    sae = make_sae(hook_name="blocks.0.ln2.hook_normalized")
-    sae.cfg.metadata.hook_name_out = "blocks.0.hook_mlp_out"
-    with pytest.raises(ValueError, match="transcoder"):
-        model.add_sae(sae)
+NORMALIZED, MLP_OUT = "blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out"
+
+
+def make_transcoder(architecture="transcoder", entry=NORMALIZED, exit_=MLP_OUT, d_in=16, d_out=16):
+    torch.manual_seed(1)
+    config = get_sae_class(architecture).config_class(
+        d_in=d_in, d_out=d_out, d_sae=24, hook_name=entry, metadata={"hook_name_out": exit_}
+    )
+    sae = SAE(config).eval()
+    with torch.no_grad():
+        for parameter in sae.parameters():
+            parameter.copy_(torch.randn_like(parameter) * 0.3)
+    return sae
+
+
+@pytest.mark.parametrize(
+    ("entry", "exit_", "d_in", "d_out"),
+    [
+        (NORMALIZED, MLP_OUT, 16, 16),
+        ("blocks.0.mlp.hook_pre", MLP_OUT, 64, 16),
+        ("blocks.0.hook_resid_mid", "blocks.0.mlp.hook_post", 16, 64),
+        ("blocks.0.hook_resid_pre", Z, 16, 16),
+    ],
+)
+@pytest.mark.parametrize("architecture", ["transcoder", "jumprelu_skip_transcoder"])
+@torch.no_grad()
+def test_a_transcoder_replaces_its_output_hook(model, architecture, entry, exit_, d_in, d_out):
+    sae = make_transcoder(architecture, entry, exit_, d_in, d_out)
+    before = model(TOKENS)
+    _, cache = model.run_with_cache(TOKENS)
+
+    def put(acts, hook):
+        return sae(cache[entry]).reshape(acts.shape)
+
+    want = model.run_with_hooks(TOKENS, fwd_hooks=[(exit_, put)])
+    assert not torch.allclose(want, before)
+    got = model.run_with_saes(TOKENS, saes=sae)
+    assert_close(got, want)
+    logits, inside = model.run_with_cache_with_saes(TOKENS, saes=[sae])
+    assert_close(logits, want)
+    assert_close(inside[f"{exit_}.hook_sae_acts_post"], sae.encode(cache[entry]))
+    assert_close(inside[entry], cache[entry])
+    assert_untouched(model, before)
+
+
+@torch.no_grad()
+def test_a_transcoder_reads_what_interventions_and_saes_leave_of_its_input(model):
+    transcoder = make_transcoder()
+
+    def double(acts, hook):
+        return acts * 2
+
+    model.add_sae(transcoder)
+    _, cache = model.run_with_cache(TOKENS)
+    hook = [(NORMALIZED, double)]
+    model.add_hook(NORMALIZED, double)  # later than the transcoder came
+    seen = {}
+    model.run_with_hooks(
+        TOKENS, fwd_hooks=[(f"{MLP_OUT}.hook_sae_input", lambda x, hook: seen.update(x=x))]
+    )
+    assert_close(seen["x"], 2 * cache[NORMALIZED])
+    model.reset_hooks()
+    with model.saes(sae := make_sae(hook_name=NORMALIZED)):
+        model.run_with_hooks(
+            TOKENS, fwd_hooks=[(f"{MLP_OUT}.hook_sae_input", lambda x, hook: seen.update(x=x))]
+        )
+        assert_close(seen["x"], sae(cache[NORMALIZED]))
+    got = model.run_with_hooks(TOKENS, fwd_hooks=hook)
+    model.reset_saes()
+
+    def put(acts, hook):
+        return transcoder(2 * cache[NORMALIZED])
+
+    assert_close(got, model.run_with_hooks(TOKENS, fwd_hooks=[(MLP_OUT, put), *hook]))
+    assert type(get_deep_attr(model, NORMALIZED)) is HookPoint
+
+
+@torch.no_grad()
+def test_two_transcoders_may_read_one_hook_and_all_come_off(model):
+    before = model(TOKENS)
+    first, second = make_transcoder(), make_transcoder(exit_="blocks.1.hook_mlp_out")
+    again = make_transcoder("skip_transcoder")
+    model.add_sae(first)
+    with model.saes([second, again]):
+        assert set(model.acts_to_saes) == {MLP_OUT, "blocks.1.hook_mlp_out"}
+        assert model.acts_to_saes[MLP_OUT] is again
+        both = model(TOKENS)
+    assert model.acts_to_saes == {MLP_OUT: first}
+    one = model(TOKENS)
+    model.reset_saes(MLP_OUT)
+    assert_close(model.run_with_saes(TOKENS, saes=first), one)
+    assert_close(model.run_with_saes(TOKENS, saes=[again, second]), both)
+    assert type(get_deep_attr(model, NORMALIZED)) is HookPoint
+    assert_untouched(model, before)
+
+
+def test_gradients_pass_through_a_transcoder(model):
+    sae = make_transcoder()
+    with torch.enable_grad():
+        model.run_with_saes(TOKENS, saes=sae, return_type="loss").backward()
+    assert sae.W_enc.grad is not None and sae.W_enc.grad.any()
+    assert model.blocks[0].attn.W_V.grad is not None
+
+
+def test_transcoders_that_do_not_fit_are_refused(model, caplog):
+    with pytest.raises(ValueError, match="use_error_term=True is for SAEs"):
+        model.add_sae(make_transcoder(), use_error_term=True)
+    with pytest.raises(ValueError, match="d_out=7"):
+        model.add_sae(make_transcoder(d_out=7))
+    with pytest.raises(ValueError, match="d_in=7"):
+        model.add_sae(make_transcoder(d_in=7))
+    with pytest.raises(ValueError, match="runs before"):
+        model.add_sae(make_transcoder(entry=MLP_OUT, exit_=NORMALIZED))
+    with pytest.raises(ValueError, match="No hook found"):
+        model.add_sae(make_transcoder(exit_="blocks.0.hook_nothing"), strict=True)
+    model.add_sae(make_transcoder(entry="blocks.0.hook_nothing"))
+    assert "No hook found for blocks.0.hook_nothing" in caplog.text
+    # where names do not tell, the first forward pass does
+    hooks = {"entry": "blocks.0.mlp.hook_post", "exit_": "blocks.0.mlp.hook_pre"}
+    with pytest.raises(ValueError, match="ran before the input hook"):
+        model.run_with_saes(TOKENS, saes=make_transcoder(**hooks, d_in=64, d_out=64))
+    assert model.acts_to_saes == {}
+
+
+@torch.no_grad()
+def test_a_spliced_transcoder_gives_the_loss_of_evaluations(model):
+    sae = make_transcoder("skip_transcoder")
+    store = ActivationsStore.from_sae(
+        model, sae, context_size=TOKENS.shape[1], streaming=False, store_batch_size_prompts=2,
+        dataset=Dataset.from_dict({"tokens": TOKENS.tolist()}),
+    )  # fmt: skip
+    wanted = EvalConfig(compute_ce_loss=True, n_eval_reconstruction_batches=1, batch_size_prompts=2)
+    found = run_evals(sae, store, model, wanted).metrics["model_performance_preservation"]
+    loss = model.run_with_saes(TOKENS[:2], saes=sae, return_type="loss")
+    assert found["ce_loss_with_sae"] == pytest.approx(loss.item(), rel=1e-4)
 
 
 def test_nothing_stays_attached_after_an_exception(model):
