@@ -291,7 +291,14 @@ def max_cosine_similarity(
 
 def encoder_directions(sae: Any) -> Tensor | None:
     """The encoder as [d_in, d_sae]; None for an SAE that has no such matrix."""
-    return getattr(sae, "W_enc", None)
+    own = getattr(sae, "encoder_columns", None)
+    return getattr(sae, "W_enc", None) if own is None else own()
+
+
+def decoder_directions(sae: Any) -> Tensor:
+    """The decoder as [d_sae, d_out]."""
+    own = getattr(sae, "decoder_rows", None)
+    return sae.W_dec if own is None else own()
 
 
 def encoder_bias(sae: Any) -> Tensor | None:
@@ -312,7 +319,7 @@ def featurewise_weight_metrics(sae: Any) -> dict[str, list[float]]:
     encoder is the transposed decoder. The cosine is left out where input and output have different
     widths (a transcoder).
     """
-    w_dec = sae.W_dec.detach().float()
+    w_dec = decoder_directions(sae).detach().float()
     w_enc = encoder_directions(sae)
     w_enc = w_dec.T if w_enc is None else w_enc.detach().float()
     bias = encoder_bias(sae)
@@ -330,7 +337,7 @@ def featurewise_weight_metrics(sae: Any) -> dict[str, list[float]]:
 @torch.no_grad()
 def direction_similarity(sae: Any) -> dict[str, Tensor]:
     """`max_decoder_cosine_sim` and (with an encoder) `max_encoder_cosine_sim`, each [d_sae]."""
-    result = {"max_decoder_cosine_sim": max_cosine_similarity(sae.W_dec.detach())}
+    result = {"max_decoder_cosine_sim": max_cosine_similarity(decoder_directions(sae).detach())}
     w_enc = encoder_directions(sae)
     if w_enc is not None:
         result["max_encoder_cosine_sim"] = max_cosine_similarity(w_enc.detach().T)

@@ -106,7 +106,8 @@ def _reconstructs(sae: SAE) -> Check:
 
     generator = torch.Generator().manual_seed(0)
     sae.turn_off_forward_pass_hook_z_reshaping()
-    x = torch.randn(4, sae.cfg.d_in, generator=generator).to(sae.device, sae.dtype)
+    shape = [sae.n_hooks, sae.cfg.d_in] if hasattr(sae, "n_hooks") else [sae.cfg.d_in]
+    x = torch.randn(4, *shape, generator=generator).to(sae.device, sae.dtype)
     try:
         with torch.inference_mode():
             out = sae.eval()(x)

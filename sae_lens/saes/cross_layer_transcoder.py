@@ -152,6 +152,16 @@ class CrossLayerMaps(SeveralHooks):
         blocks = self.W_dec.split([d * (layers - layer) for layer in range(layers)])
         return [block.reshape(d, -1) for block in blocks]
 
+    def encoder_columns(self) -> Float[Tensor, "d_in d_sae"]:
+        """The encoders of all layers, one layer's columns after the other's."""
+        return torch.cat(list(self.encoders()), dim=1)
+
+    def decoder_rows(self) -> Float[Tensor, "d_sae all_layers"]:
+        """What each feature writes to all layers, zeros to those before its own."""
+        width = self.d_in_of_hook
+        rows = [pad(W, (layer * width, 0)) for layer, W in enumerate(self.decoders())]
+        return torch.cat(rows)
+
     def _rows_of_features(self) -> Int[Tensor, " rows"]:
         """The feature that each row of `W_dec` belongs to."""
         layers, d = self.n_hooks, self.d_sae_of_hook

@@ -237,7 +237,7 @@ def _check_weights(sae: Any, rules: InitialWeights) -> None:
             f"{tuple(sae.W_dec.shape)}; leave initial_weights.encoder_as_decoder_transpose out."
         )
     of_decoder = rules.active_subspace or rules.search_decoder_norm or rules.decoder_from_mlp_layer
-    if of_decoder is not None and of_decoder is not False and sae.W_dec.ndim != 2:
+    if of_decoder is not None and of_decoder is not False and len(sae.W_dec) != sae.cfg.d_sae:
         raise ValueError(
             f"initial_weights has rules for a decoder of one matrix; that of {architecture!r} has "
             f"the shape {tuple(sae.W_dec.shape)}."

@@ -50,10 +50,11 @@ class Resampling:
 
     def check_fits(self, sae: Any, total_steps: int) -> None:
         """`ValueError` when the SAE has no such weights, or resampling would never happen."""
-        if not {"W_enc", "W_dec"} <= set(sae._parameters) or sae.W_dec.ndim != 2:
+        has_both = {"W_enc", "W_dec"} <= set(sae._parameters)
+        if not has_both or sae.W_enc.shape[-1] != len(sae.W_dec):
             raise ValueError(
-                f"resampling needs an encoder and a decoder; {sae.cfg.architecture!r} SAEs have "
-                "no such weights."
+                "resampling needs an encoder and a decoder with a column and a row for each "
+                f"feature; {sae.cfg.architecture!r} SAEs have no such weights."
             )
         last = resolve_steps(self.until, total_steps)
         if self.every > last:
