@@ -33,6 +33,20 @@ def rows() -> Dataset:
     )
 
 
+def flat_config(tmp_path: Path, **fields: Any) -> LanguageModelSAERunnerConfig:
+    return LanguageModelSAERunnerConfig(
+        **{
+            "model_name": "tiny", "context_size": 16, "train_batch_size_tokens": 32,
+            "store_batch_size_prompts": 4, "n_batches_in_buffer": 4, "training_tokens": 32 * 16,
+            "log_to_wandb": False, "checkpoint_path": str(tmp_path / "checkpoints"),
+            "output_path": str(tmp_path / "out"), "verbose": False, "lr": 1e-2,
+            "model_from_pretrained_kwargs": {}, "n_checkpoints": 1, "eval_batch_size_prompts": 2,
+            "log_to_jsonl": str(tmp_path / "log.jsonl"), "wandb_log_frequency": 4,
+            "eval_every_n_wandb_logs": 2, "n_eval_batches": 1, **fields,
+        }
+    )  # fmt: skip
+
+
 def run_config(tmp_path: Path, architecture: str = "transcoder", **fields: Any) -> Any:
     config_class = get_sae_training_class(architecture).config_class
     sae_fields = {
@@ -45,17 +59,7 @@ def run_config(tmp_path: Path, architecture: str = "transcoder", **fields: Any) 
     sae = config_class(
         **{"d_in": D_IN, "d_sae": 32, "hook_name": IN, "hook_name_out": OUT, **sae_fields}
     )
-    return LanguageModelSAERunnerConfig(
-        **{
-            "sae": sae, "model_name": "tiny", "context_size": 16, "train_batch_size_tokens": 32,
-            "store_batch_size_prompts": 4, "n_batches_in_buffer": 4, "training_tokens": 32 * 16,
-            "log_to_wandb": False, "checkpoint_path": str(tmp_path / "checkpoints"),
-            "output_path": str(tmp_path / "out"), "verbose": False, "lr": 1e-2,
-            "model_from_pretrained_kwargs": {}, "n_checkpoints": 1, "eval_batch_size_prompts": 2,
-            "log_to_jsonl": str(tmp_path / "log.jsonl"), "wandb_log_frequency": 4,
-            "eval_every_n_wandb_logs": 2, "n_eval_batches": 1, **fields,
-        }
-    )  # fmt: skip
+    return flat_config(tmp_path, sae=sae, **fields)
 
 
 def test_pairs_are_of_the_same_token(model: Any, rows: Dataset, tmp_path: Path):
@@ -102,6 +106,79 @@ def test_hooks_in_the_wrong_order_are_refused(model: Any, rows: Dataset, tmp_pat
         SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
     cfg = run_config(tmp_path, hook_name_out="blocks.0.hook_nothing")
     with pytest.raises(ValueError, match="hook_nothing"):
+        SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+
+
+@pytest.mark.parametrize(
+    ("architecture", "fields"),
+    [
+        ("transcoder", {"l1_coefficient": 2.0}),
+        ("batchtopk_skip_transcoder", {"activation_fn_kwargs": {"k": 4}}),
+    ],
+)
+def test_flat_fields_name_an_output_hook_of_another_width(
+    architecture: str, fields: dict[str, Any], model: Any, rows: Dataset, tmp_path: Path
+):
+    wide = "blocks.0.mlp.hook_post"
+    flat: dict[str, Any] = {
+        "architecture": architecture, "d_in": D_IN, "d_sae": 32, "hook_name": IN,
+        "hook_name_out": wide, "d_out": 64, **fields,
+    }  # fmt: skip
+    cfg = flat_config(tmp_path, **flat)
+    assert cfg.sae is not None and cfg.sae.form == "v6"
+    assert type(cfg).from_dict(cfg.to_dict()).to_dict() == cfg.to_dict()
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    assert runner.sae.W_dec.shape == (32, 64)
+    for name, value in fields.items():
+        assert getattr(runner.sae.cfg, name) == value
+    runner.run()
+    loaded = SAE.load_from_disk(tmp_path / "out")
+    assert loaded.cfg.metadata.hook_name_out == wide
+    tokens = torch.tensor(rows[:8]["tokens"])
+    _, cache = model.run_with_cache(tokens, names_filter=[IN, wide])
+    error = (loaded(cache[IN]) - cache[wide]).pow(2).sum(-1).mean()
+    assert error < cache[wide].pow(2).sum(-1).mean()
+
+
+def test_an_output_hook_may_be_named_beside_the_config_of_the_sae(tmp_path: Path):
+    sae = get_sae_training_class("transcoder").config_class(d_in=D_IN, d_sae=32)
+    cfg = flat_config(tmp_path, sae=sae, hook_name=IN, hook_name_out=OUT)
+    assert cfg.sae is not None and cfg.training_sae_config().hook_name_out == OUT
+    assert cfg.d_out == D_IN and sae.hook_name_out is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"architecture": "standard", "hook_name_out": OUT}, "is for transcoders"),
+        ({"architecture": "transcoder"}, "set hook_name_out"),
+        ({"architecture": "topk_transcoder", "hook_name_out": OUT}, "needs a k"),
+        (
+            {"architecture": "transcoder", "hook_name": OUT, "hook_name_out": IN},
+            "runs before hook_name",
+        ),
+        ({"architecture": "transcoder", "hook_name_out": OUT, "apply_b_dec_to_input": True},
+         "must be False"),
+    ],
+)  # fmt: skip
+def test_output_hooks_that_make_no_sense(fields: dict[str, Any], message: str, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        flat_config(tmp_path, **{"d_in": D_IN, "d_sae": 32, "hook_name": IN, **fields})
+
+
+def test_two_output_hooks_contradict_each_other(tmp_path: Path):
+    config_class = get_sae_training_class("transcoder").config_class
+    sae = config_class(d_in=D_IN, d_sae=32, hook_name=IN, hook_name_out=OUT)
+    with pytest.raises(ValueError, match="contradicts hook_name_out"):
+        flat_config(tmp_path, sae=sae, hook_name_out="blocks.1.hook_mlp_out")
+    with pytest.raises(ValueError, match="contradicts d_out"):
+        flat_config(tmp_path, sae=sae, d_out=7)
+
+
+def test_hooks_of_different_lengths_are_refused(model: Any, rows: Dataset, tmp_path: Path):
+    names = {"hook_name": "blocks.0.hook_resid_pre", "hook_name_out": "blocks.0.attn.hook_pattern"}
+    cfg = run_config(tmp_path, **names)
+    with pytest.raises(ValueError, match="different lengths"):
         SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
 
 

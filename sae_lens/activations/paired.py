@@ -6,6 +6,7 @@ A row is both side by side, [d_in + d_out]. Mixing, epochs, state and filters ar
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -55,23 +56,40 @@ class PairedActivationsStore(ActivationsStore):
 
     @torch.no_grad()
     def check_model(self) -> None:
-        """Run one token through the model to check hooks, their order and their widths.
+        """Run one prompt through the model to check hooks, their order and their widths.
 
         Raises:
-            ValueError: when a hook does not exist, or the second runs before the first.
+            ValueError: when a hook does not exist or has another length, or the second runs before
+                the first.
             RuntimeError: when a width is another.
         """
-        super().check_model()
+        # of full length, or a hook with another axis in the place of positions might look right
+        self._require_model_fits()
+        tokens = torch.zeros(
+            1, self.context_size, dtype=torch.long, device=model_device(self.model)
+        )
+        self._run_model(tokens)
         order: list[str] = []
-        token = torch.zeros(1, 1, dtype=torch.long, device=model_device(self.model))
         names = (self.hook_name, self.hook_name_out)
         if hasattr(self.model, "run_with_hooks"):
             hooks = [(name, lambda value, hook: order.append(hook.name)) for name in names]
-            self.model.run_with_hooks(token, fwd_hooks=hooks, **self.model_kwargs)
+            self.model.run_with_hooks(tokens, fwd_hooks=hooks, **self.model_kwargs)
         if order and order != list(names):
             raise ValueError(
                 f"hook_name_out={self.hook_name_out!r} runs before hook_name={self.hook_name!r}; a "
                 "transcoder's input has to come first. Exchange them."
+            )
+
+    @staticmethod
+    def _require_same_tokens(tokens: Tensor, found: Mapping[str, Tensor]) -> None:
+        """`ValueError` unless there is one activation of each hook for each token."""
+        lengths = {name: tuple(acts.shape[:2]) for name, acts in found.items()}
+        if any(length != tuple(tokens.shape) for length in lengths.values()):
+            listed = ", ".join(f"{length} at {name!r}" for name, length in lengths.items())
+            raise ValueError(
+                f"The hooks are of different lengths: for tokens of shape {tuple(tokens.shape)} "
+                f"there are activations {listed}. A transcoder needs one of each for every token; "
+                "choose other hooks."
             )
 
     def _require_model_fits(self) -> None:
@@ -86,6 +104,7 @@ class PairedActivationsStore(ActivationsStore):
             found = activations_at_hooks(
                 self.model, tokens, names, last_layer + 1, self.model_kwargs
             )
+        self._require_same_tokens(tokens, {name: found[name] for name in names})
         flat = [found[name].flatten(2) for name in names]
         for name, acts, width, field in zip(
             names, flat, self.widths, ("d_in", "d_out"), strict=True

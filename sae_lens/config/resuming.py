@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import warnings
 from pathlib import Path
+from typing import Any
 
-from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.config.validation import folder_of_the_run
 from sae_lens.training.resume_files import ResumableCheckpoint, read_index
 from sae_lens.training.run_folder import (
@@ -20,14 +20,16 @@ from sae_lens.training.same_results import MAY_DIFFER, differing_fields, refuse_
 LATEST = "latest"
 
 
-def find_checkpoint(
-    cfg: LanguageModelSAERunnerConfig,
-) -> tuple[LanguageModelSAERunnerConfig, ResumableCheckpoint | None]:
+def find_checkpoint(cfg: Any, inner: str = "") -> tuple[Any, ResumableCheckpoint | None]:
     """The checkpoint that `cfg.resume_from_checkpoint` asks for, and the config to go on with.
 
     The run goes on in the folder of the run that made the checkpoint. "latest" looks for that
     folder at `checkpoint_path`, then among the folders in it, and takes the newest run with the
     same settings. When there is none at all yet, the run begins, with a warning.
+
+    Args:
+        cfg: the config of a run.
+        inner: where in the run's folder the checkpoints are; "" for right there.
 
     Raises:
         FileNotFoundError: when a folder was named that holds nothing to go on from.
@@ -37,36 +39,39 @@ def find_checkpoint(
     """
     wanted = str(cfg.resume_from_checkpoint)
     if wanted == LATEST:
-        folder = _latest_run(cfg)
-        if folder is None:
+        run = _latest_run(cfg, inner)
+        if run is None:
             warnings.warn(
                 f"There is no checkpoint under {cfg.checkpoint_path} to go on from; the run begins "
                 "at the start.",
                 stacklevel=3,
             )
-            return _with_folder(cfg, folder_of_the_run(cfg.checkpoint_path, cfg.wandb_id)), None
+            return _with_folder(cfg, folder_of_the_run(cfg.checkpoint_path, _id_of(cfg))), None
+        folder = run / inner
     else:
         folder = Path(wanted)
+        if inner and (folder / inner).is_dir():
+            folder = folder / inner
     is_run = bool(checkpoints_to_go_on_from(folder)) or (folder / LATEST_FILENAME).exists()
-    run_folder = folder if is_run else folder.parent
-    clear_leftovers(run_folder)
+    checkpoints = folder if is_run else folder.parent
+    clear_leftovers(checkpoints)
     checkpoint = open_checkpoint(folder)
     refuse_differences(checkpoint.config, cfg, checkpoint.folder)
-    return _with_folder(cfg, str(run_folder)), checkpoint
+    return _with_folder(cfg, str(checkpoints.parent if inner else checkpoints)), checkpoint
 
 
-def _latest_run(cfg: LanguageModelSAERunnerConfig) -> Path | None:
+def _latest_run(cfg: Any, inner: str) -> Path | None:
     """The folder of the newest run that the config could go on with, else of the newest."""
     base = Path(cfg.checkpoint_path)
-    if (base / LATEST_FILENAME).exists():
-        clear_leftovers(base)
-    if checkpoints_to_go_on_from(base):
+    if (base / inner / LATEST_FILENAME).exists():
+        clear_leftovers(base / inner)
+    if checkpoints_to_go_on_from(base / inner):
         return base
-    if cfg.wandb_id is not None or not base.is_dir():
+    if _id_of(cfg) is not None or not base.is_dir():
         return None
     runs: list[tuple[bool, float, Path]] = []
     for folder in base.iterdir():
-        checkpoints = checkpoints_to_go_on_from(folder)
+        checkpoints = checkpoints_to_go_on_from(folder / inner)
         if not checkpoints:
             continue
         try:
@@ -77,7 +82,11 @@ def _latest_run(cfg: LanguageModelSAERunnerConfig) -> Path | None:
     return max(runs, key=lambda run: run[:2])[2] if runs else None
 
 
-def _with_folder(cfg: LanguageModelSAERunnerConfig, folder: str) -> LanguageModelSAERunnerConfig:
+def _id_of(cfg: Any) -> str | None:
+    return cfg.wandb_id if hasattr(cfg, "wandb_id") else cfg.logger.wandb_id
+
+
+def _with_folder(cfg: Any, folder: str) -> Any:
     """A copy of the config whose checkpoints go to `folder`."""
     config = copy.copy(cfg)
     config.checkpoint_path = folder

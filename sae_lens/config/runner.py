@@ -16,6 +16,7 @@ from sae_lens.config.early_names import unknown_names_message, with_current_name
 from sae_lens.config.fields import dict_field
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.config.nested import as_sae_config, as_trainer_config, run_sae_config, take_nested
+from sae_lens.config.newer_architectures import make_own_sae_config, take_output_hook
 from sae_lens.config.trainer import SAETrainerConfig
 from sae_lens.config.validation import derive_and_validate
 from sae_lens.constants import SAE_CFG_FILENAME
@@ -142,6 +143,9 @@ class LanguageModelSAERunnerConfig:
         sae_lens_training_version: version of the library that trains.
         decoder_heuristic_init_norm: norm of the rows of decoder_heuristic_init.
         exclude_special_tokens: leave out activations of special tokens (true), or of these ids.
+        hook_name_out: for transcoders: the hook whose activations are modelled from those of
+            hook_name, such as blocks.0.hook_mlp_out.
+        d_out: its width; that of hook_name when not given.
         sae: the SAE's config as one object, instead of the flat fields about it.
         logger: the logging settings as one object, instead of the flat fields about them.
         output_path: folder for the trained SAE in its inference form, with runner_cfg.json.
@@ -273,6 +277,8 @@ class LanguageModelSAERunnerConfig:
     decoder_heuristic_init_norm: float = 0.1
     exclude_special_tokens: bool | list[int] = False
 
+    hook_name_out: str | None = field(default=None, kw_only=True)
+    d_out: int | None = field(default=None, kw_only=True)
     sae: TrainingSAEConfig | None = field(default=None, kw_only=True)
     logger: LoggingConfig | None = field(default=None, kw_only=True)
     output_path: str | None = field(default=None, kw_only=True)
@@ -298,7 +304,9 @@ class LanguageModelSAERunnerConfig:
 
     def __post_init__(self) -> None:
         named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))
+        make_own_sae_config(self, named)
         take_nested(self, named)
+        take_output_hook(self, named)
         self.features = features_as_dict(self.features)
         derive_and_validate(self, named)
 
