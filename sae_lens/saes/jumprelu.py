@@ -26,8 +26,8 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import JumpReLU, JumpReLUThroughInput, Step, StepThroughInput
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.dead_features import dead_features_of
 from sae_lens.saes.sparse_training import (
-    dead_features,
     hidden_pre_of,
     scaled_for_decoding,
 )
@@ -249,11 +249,12 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         losses = {"l0_loss": self._sparsity_of_entries(step.coefficient("l0"), encoding, decoding)}
         if self.form == "v6" and self.cfg.pre_act_loss_coefficient is not None:
             losses["pre_act_loss"] = decoding.sae_out.new_zeros(())
-            dead = dead_features(step.dead_neuron_mask)
+            dead = dead_features_of(step)
             if dead is not None:
                 assert decoding.decoder_norms is not None
-                hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
-                below = torch.relu(self.threshold[dead] - hidden_pre) * decoding.decoder_norms[dead]
+                hidden_pre = hidden_pre_of(self, decoding.processed_in, dead.indices)
+                below = torch.relu(self.threshold[dead.indices] - hidden_pre)
+                below = dead.only(below * decoding.decoder_norms[dead.indices])
                 losses["pre_act_loss"] = (
                     self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
                 )

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.saes.dead_features import may_look_at
 
 ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
@@ -62,7 +63,10 @@ def topk_aux_acts(
     rank = hidden_pre if selection_rank is None else selection_rank(hidden_pre)
     among_dead = rank.masked_fill(~dead_neuron_mask, -torch.inf)
     top = torch.topk(among_dead, k=k_aux, dim=-1, sorted=False)
-    return torch.zeros_like(hidden_pre).scatter(-1, top.indices, hidden_pre.gather(-1, top.indices))
+    values = hidden_pre.gather(-1, top.indices)
+    if not may_look_at(dead_neuron_mask):  # then nobody knows whether there are k_aux of them
+        values = values.masked_fill(top.values == -torch.inf, 0.0)
+    return torch.zeros_like(hidden_pre).scatter(-1, top.indices, values)
 
 
 def ghost_grad_loss(
@@ -79,6 +83,10 @@ def ghost_grad_loss(
     Jermyn & Templeton 2024, "Ghost Grads: An improvement on resampling" (Circuits Updates,
     January 2024). Zero when nothing is dead.
     """
+    if not may_look_at(dead_neuron_mask):
+        ghost_out = torch.exp(hidden_pre.masked_fill(~dead_neuron_mask, -torch.inf)) @ W_dec
+        loss = ghost_out_loss(ghost_out, x, sae_out, per_item_mse_loss, mse_loss_fn)
+        return torch.where(dead_neuron_mask.any(), loss, torch.zeros_like(loss))
     if not bool(dead_neuron_mask.any()):
         return torch.zeros((), dtype=sae_out.dtype, device=sae_out.device)
     ghost_out = torch.exp(hidden_pre[:, dead_neuron_mask]) @ W_dec[dead_neuron_mask]

@@ -26,8 +26,10 @@ from torch import Tensor
 
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import sparse_decode_with_norms
+from sae_lens.kernels.sorting import stable_order
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.sparse_training import finish_decoding
 from sae_lens.saes.training_step import (
     SparseTrainingDecoding,
@@ -146,16 +148,22 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
             return []
         active = encoding.active
         n_tokens = active.shape[0]
-        ends = torch.tensor(self._widths[:-1], device=active.cols.device)
-        level = torch.bucketize(active.cols, ends, right=True)
-        row, order = torch.sort(level * n_tokens + active.rows, stable=True)
-        inner = row < len(ends) * n_tokens
-        row, order = row[inner], order[inner]
-        shape = torch.Size((len(ends) * n_tokens, active.shape[1]))
+        n_levels = len(self._widths)
+        row = active.rows.clone()
+        for width in self._widths[:-1]:
+            row += n_tokens * (active.cols >= width)
+        order = stable_order(row, n_levels * n_tokens)
+        row = row[order]
+        if may_look_at(row):  # elsewhere all levels are decoded, rather than counted
+            n_levels -= 1
+            row = row[: torch.searchsorted(row, n_levels * n_tokens)]
+            order = order[: len(row)]
+        shape = torch.Size((n_levels * n_tokens, active.shape[1]))
         by_level = ActiveSet(row, active.cols[order], shape)
         values = encoding.decoded_values[order].unsqueeze(0)
         decoded = sparse_decode_with_norms(values, self.W_dec, by_level, self._workspace)
-        return self._summed_up(list(decoded.recons[0].unflatten(0, (len(ends), n_tokens))))
+        pieces = decoded.recons[0].unflatten(0, (n_levels, n_tokens))
+        return self._summed_up(list(pieces[: len(self._inner_bounds)]))
 
     def _summed_up(self, pieces: list[Tensor]) -> list[Tensor]:
         recons, total = [], None

@@ -11,7 +11,7 @@ from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens.kernels.active_entries import ActiveEntries, active_entries
@@ -197,14 +197,6 @@ def scaled_for_decoding(
     if sae.cfg.finetuning_scaling_factor:
         return values * sae.finetuning_scaling_factor[cols]
     return values
-
-
-def dead_features(dead_neuron_mask: Bool[Tensor, " d_sae"] | None) -> Int[Tensor, " n_dead"] | None:
-    """Indices of the dead features, None when there are none."""
-    if dead_neuron_mask is None:
-        return None
-    dead = dead_neuron_mask.nonzero().squeeze(1)
-    return dead if dead.numel() else None
 
 
 def hidden_pre_of(

@@ -17,9 +17,9 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.dead_features import dead_features_of
 from sae_lens.saes.losses import ghost_out_loss
 from sae_lens.saes.sparse_training import (
-    dead_features,
     hidden_pre_of,
     scaled_for_decoding,
 )
@@ -104,13 +104,15 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
             weighted = weighted * self.decoder_norms()
         losses = {"l1_loss": self.sparsity_term().of(weighted, step.coefficient("l1"))}
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
-            losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
-                x=step.sae_in,
-                sae_out=sae_out,
-                per_item_mse_loss=per_item_mse_loss,
-                hidden_pre=encoding.hidden_pre,
-                dead_neuron_mask=step.dead_neuron_mask,
-            )
+            losses["ghost_grad_loss"] = sae_out.new_zeros(())
+            if step.most_dead != 0:
+                losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
+                    x=step.sae_in,
+                    sae_out=sae_out,
+                    per_item_mse_loss=per_item_mse_loss,
+                    hidden_pre=encoding.hidden_pre,
+                    dead_neuron_mask=step.dead_neuron_mask,
+                )
         return losses
 
     def has_sparse_form(self) -> bool:
@@ -149,16 +151,18 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:
             sae_out = decoding.sae_out
             losses["ghost_grad_loss"] = sae_out.new_zeros(())
-            dead = dead_features(step.dead_neuron_mask)
+            dead = dead_features_of(step)
             if dead is not None:
-                ghost_acts = torch.exp(hidden_pre_of(self, decoding.processed_in, dead))
-                losses["ghost_grad_loss"] = ghost_out_loss(
-                    self.linear_decode_some(ghost_acts, dead),
+                hidden_pre = hidden_pre_of(self, decoding.processed_in, dead.indices)
+                ghost_acts = torch.exp(dead.only(hidden_pre, -torch.inf))
+                loss = ghost_out_loss(
+                    self.linear_decode_some(ghost_acts, dead.indices),
                     step.sae_in,
                     sae_out,
                     per_item_mse_loss,
                     self.mse_loss_fn,
                 )
+                losses["ghost_grad_loss"] = dead.if_any(loss)
         return losses
 
 

@@ -27,10 +27,10 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.base import SAE, logger
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.dead_features import dead_features_of, may_look_at
 from sae_lens.saes.losses import topk_aux_acts
 from sae_lens.saes.sparse_training import (
     centred,
-    dead_features,
     finish_decoding,
     hidden_pre_of,
     scaled_for_decoding,
@@ -172,6 +172,8 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """`auxiliary_reconstruction_loss`, 0 when nothing is dead."""
+        if step.most_dead == 0:
+            return {"auxiliary_reconstruction_loss": sae_out.new_zeros(())}
         loss = self.calculate_topk_aux_loss(
             sae_in=step.sae_in,
             sae_out=sae_out,
@@ -192,14 +194,19 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         With D dead features and k0 as in the module's text: the min(k0, D) largest dead
         pre-activations are decoded, and the loss is scaled by min(D / k0, 1).
         """
-        n_dead = 0 if dead_neuron_mask is None else int(dead_neuron_mask.sum())
-        if dead_neuron_mask is None or n_dead == 0:
+        if dead_neuron_mask is None:
             return sae_out.new_zeros(())
         v6 = getattr(self, "form", "v5") == "v6"
-        k_full = (sae_in.shape[-1] if v6 else hidden_pre.shape[-1]) // 2
-        scale = min(n_dead / k_full, 1.0)
+        k_full = k = (sae_in.shape[-1] if v6 else hidden_pre.shape[-1]) // 2
+        n_dead = dead_neuron_mask.sum()
+        scale: float | Tensor = (n_dead / k_full).clamp(max=1.0)
+        if may_look_at(n_dead):
+            k = min(k_full, int(n_dead))
+            scale = k / k_full
+            if k == 0:
+                return sae_out.new_zeros(())
         selection = getattr(self, "selection_rank", None)  # 5.x calls this on any architecture
-        aux_acts = topk_aux_acts(min(k_full, n_dead), hidden_pre, dead_neuron_mask, selection)
+        aux_acts = topk_aux_acts(k, hidden_pre, dead_neuron_mask, selection)
         residual = (sae_in - sae_out).detach()
         if not v6:
             return scale * (self.decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
@@ -273,28 +280,27 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`, dense over the dead features alone."""
-        dead = dead_features(step.dead_neuron_mask)
+        dead = dead_features_of(step)
         if dead is None:
             return {"auxiliary_reconstruction_loss": decoding.sae_out.new_zeros(())}
         v6 = self.form == "v6"
         k_full = (decoding.sae_out.shape[-1] if v6 else self.cfg.d_sae) // 2
-        scale = min(len(dead) / k_full, 1.0)
-        hidden_pre = hidden_pre_of(self, decoding.processed_in, dead)
+        hidden_pre = hidden_pre_of(self, decoding.processed_in, dead.indices)
         # as for the features themselves, the norm matters for the selection alone
         rank = hidden_pre.detach()
         if self.rescales_acts:
             with torch.no_grad():
-                norms = self.decoder_norms(dead)
+                norms = self.decoder_norms(dead.indices)
             rank, hidden_pre = rank * norms, hidden_pre * (norms > 0)
-        rank = self.selection_rank(rank)
-        chosen = torch.topk(rank, min(k_full, len(dead)), dim=-1, sorted=False).indices
+        rank, hidden_pre = dead.only(self.selection_rank(rank), -torch.inf), dead.only(hidden_pre)
+        chosen = torch.topk(rank, min(k_full, rank.shape[1]), dim=-1, sorted=False).indices
         acts = torch.zeros_like(hidden_pre).scatter(-1, chosen, hidden_pre.gather(-1, chosen))
         residual = (step.sae_in - decoding.sae_out).detach()
-        decoded = acts if v6 else scaled_for_decoding(self, acts, dead)
-        recons = self.linear_decode_some(decoded, dead)
+        decoded = acts if v6 else scaled_for_decoding(self, acts, dead.indices)
+        recons = self.linear_decode_some(decoded, dead.indices)
         if not v6:
             recons = finish_decoding(self, recons)
-        loss = scale * (recons - residual).pow(2).sum(dim=-1).mean()
+        loss = dead.share_of(k_full) * (recons - residual).pow(2).sum(dim=-1).mean()
         if v6:
             loss = self.cfg.aux_loss_coefficient * loss
         return {"auxiliary_reconstruction_loss": loss}

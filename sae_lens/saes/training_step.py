@@ -53,6 +53,8 @@ class TrainStepInput:
         dead_neuron_mask: bool [d_sae], or None.
         n_training_steps: steps already taken.
         is_logging_step: whether this step's metrics will be read.
+        most_dead: how many features are dead at most, where somebody knows it without waiting for
+            the device.
         terms: what makes the loss's terms besides `mse_loss`; the SAE itself when None.
     """
 
@@ -61,6 +63,7 @@ class TrainStepInput:
     dead_neuron_mask: Bool[Tensor, " d_sae"] | None = None
     n_training_steps: int = 0
     is_logging_step: bool = False
+    most_dead: int | None = None
     terms: LossTerms | None = None
 
     def coefficient(self, name: str) -> float:

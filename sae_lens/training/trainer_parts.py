@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -105,6 +106,13 @@ def source_settings(cfg: Any, data: Any, sae: Any = None) -> SourceSettings:
         n_batches=getattr(cfg, "n_batches_for_norm_estimate", 1000),
         widths=getattr(data, "widths", getattr(sae, "activation_widths", None)),
     )
+
+
+def may_take_step_input(sae: Any) -> bool:
+    """Whether the training pass takes a `TrainStepInput`; one of an older subclass does not."""
+    parameters = inspect.signature(sae.training_forward_pass).parameters
+    takes_any = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    return takes_any or "step_input" in parameters
 
 
 def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:

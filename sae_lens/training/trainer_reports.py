@@ -56,6 +56,17 @@ class TrainerReports(FiringStatisticsNames):
             return self.statistics.silent_for_tokens(n_tokens)
         return self.statistics.silent_for_more_than(self.cfg.dead_feature_window)
 
+    def _dead_within(self, n_steps: int) -> Bool[Tensor, " d_sae"]:
+        """Which features can be dead some steps from now."""
+        n_tokens = self.features.features.dead_after_tokens
+        if n_tokens is not None:
+            tokens = n_steps * self.cfg.train_batch_size_tokens
+            return self.statistics.silent_for_tokens(n_tokens - tokens)
+        return self.statistics.silent_for_more_than(self.cfg.dead_feature_window - n_steps)
+
+    def _silence(self) -> Tensor:
+        return self.statistics.steps_since_fired
+
     @property
     def current_l1_coefficient(self) -> float:
         """The sparsity coefficient of the next step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -112,10 +113,16 @@ V6_CASES: list[Any] = [
 def one_pass(
     sae: TrainingSAE, mode: str, x: Tensor, dead: Tensor | None
 ) -> tuple[TrainStepOutput, dict[str, Tensor]]:
+    return one_pass_of_step(sae, mode, TrainStepInput(x, {"l1": 0.7}, dead))
+
+
+def one_pass_of_step(
+    sae: TrainingSAE, mode: str, step: TrainStepInput
+) -> tuple[TrainStepOutput, dict[str, Tensor]]:
     sae = copy.deepcopy(sae).train()
     sae.sparse_kernels = mode  # type: ignore[assignment]
-    x = x.clone().requires_grad_()
-    output = sae.training_forward_pass(TrainStepInput(x, {"l1": 0.7}, dead))
+    x = step.sae_in.clone().requires_grad_()
+    output = sae.training_forward_pass(replace(step, sae_in=x))
     output.loss.backward()
     gradients = {
         name: torch.zeros_like(p) if p.grad is None else p.grad

@@ -1,0 +1,74 @@
+"""How many features can be dead, known to the host without waiting for the device.
+
+A feature dies after a long silence, so whoever looks how long each has been silent knows which can
+be dead some steps later. That number travels to the host while training goes on, and is used when
+it has certainly arrived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_STEPS_BETWEEN_COUNTS = 10
+# A count is used until the one after it has arrived; and a step may be taken back.
+_HORIZON = 2 * _STEPS_BETWEEN_COUNTS + 2
+
+
+class DeadFeatureBound:
+    """An upper bound for the number of dead features.
+
+    Args:
+        silence: gives the tensor of the features' silence, which is counted up in place. Another
+            tensor means that its values have nothing to do with those before.
+        dead_within: says which features can be dead within a number of steps from now.
+        may_look: whether the host may simply look, and needs no bound; if it is None, on the CPU.
+    """
+
+    def __init__(
+        self,
+        silence: Callable[[], Tensor],
+        dead_within: Callable[[int], Tensor],
+        may_look: bool | None = None,
+    ) -> None:
+        self._silence = silence
+        self._may_look = silence().device.type == "cpu" if may_look is None else may_look
+        self._dead_within = dead_within
+        self._counted: Tensor | None = None
+        self._known: int | None = None
+        self._underway: Tensor | None = None
+        self._arrival: Any = None
+        self._steps_until_count = 0
+
+    def __call__(self) -> int | None:
+        """The bound for the next step, to be asked for once a step; None where none is needed."""
+        if self._may_look:
+            return None
+        silence = self._silence()
+        if silence is not self._counted:
+            self._counted = silence
+            self._start_count()
+            self._take_count()
+            self._start_count()
+        elif self._steps_until_count == 0:
+            self._take_count()
+            self._start_count()
+        self._steps_until_count -= 1
+        return self._known
+
+    def _start_count(self) -> None:
+        count = self._dead_within(_HORIZON).sum()
+        # without waiting: the copy is complete when the event is
+        self._underway = count.to("cpu", non_blocking=True)
+        if count.is_cuda:
+            self._arrival = torch.cuda.current_stream(count.device).record_event()
+        self._steps_until_count = _STEPS_BETWEEN_COUNTS
+
+    def _take_count(self) -> None:
+        assert self._underway is not None
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        self._known = int(self._underway)

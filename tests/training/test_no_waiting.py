@@ -1,0 +1,143 @@
+"""A step away from the CPU never waits for the device: shown on the meta device.
+
+There, tensors have no values, and whoever asks for one (`.item()`, `bool`, `nonzero`, a mask as an
+index, a copy to the host) gets an error. Tensors made on the host from numbers would be another way
+to wait; a dispatch mode watches for their copies.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from sae_lens.config import SAETrainerConfig
+from sae_lens.kernels import autograd, entry_products, sparse_decode, weight_gradient
+from sae_lens.saes import TrainingSAE
+from sae_lens.training.dead_feature_bound import DeadFeatureBound
+from sae_lens.training.sae_trainer import SAETrainer
+from tests.helpers import ARCHITECTURES, D_IN, make_training_sae
+from tests.saes.test_sparse_training import V6_CASES
+
+N_TOKENS = 12
+
+
+class NoCopiesFromTheHost(TorchDispatchMode):
+    """Refuses copies of host tensors to another device."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.ops.aten._to_copy.default:
+            source, target = args[0], kwargs.get("device")
+            assert source.device.type != "cpu" or target is None or target.type == "cpu", (
+                "a tensor of the host is copied to the device"
+            )
+        return func(*args, **kwargs)
+
+
+def trainer_of(sae: TrainingSAE, mode: str, most_dead: int) -> SAETrainer:
+    sae = sae.to(device="meta")
+    cfg = SAETrainerConfig(
+        total_training_samples=100 * N_TOKENS,
+        train_batch_size_samples=N_TOKENS,
+        sparse_kernels=mode,
+        device="meta",
+    )
+    trainer = SAETrainer(cfg, sae, iter([]))
+    trainer._dead_feature_bound = lambda: most_dead  # type: ignore[assignment]
+    return trainer
+
+
+def take_steps(trainer: SAETrainer) -> None:
+    width = sum(getattr(trainer.sae, "activation_widths", (D_IN,)))
+    batch = torch.empty(N_TOKENS, width, device="meta")
+    for _ in range(3):
+        with NoCopiesFromTheHost():
+            output = trainer._train_step(trainer.sae, batch)
+        trainer.n_training_steps += 1
+        assert output.loss.device.type == "meta"
+    assert trainer.n_training_steps == 3
+
+
+@pytest.fixture
+def sparse_on_any_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dense references stand in for the products, which have a CPU and a CUDA form."""
+    monkeypatch.setattr("sae_lens.saes.sparse_training.has_sparse_kernels", lambda *_: True)
+    for module in (sparse_decode, entry_products, weight_gradient):
+        name = module.__name__.rsplit(".", 1)[-1]
+        monkeypatch.setattr(autograd, name, module.reference)
+
+
+@pytest.mark.parametrize("most_dead", [0, 5])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_dense_steps_v5(architecture: str, most_dead: int) -> None:
+    fields = {"use_ghost_grads": True} if architecture == "standard" else {}
+    take_steps(trainer_of(make_training_sae(architecture, **fields), "dense", most_dead))
+
+
+@pytest.mark.parametrize("most_dead", [0, 5])
+@pytest.mark.parametrize("config", V6_CASES, ids=lambda c: f"{c.architecture}-{V6_CASES.index(c)}")
+def test_dense_steps_v6(config: Any, most_dead: int) -> None:
+    take_steps(trainer_of(TrainingSAE(copy.deepcopy(config)), "dense", most_dead))
+
+
+@pytest.mark.parametrize("most_dead", [0, 5])
+@pytest.mark.parametrize("config", V6_CASES, ids=lambda c: f"{c.architecture}-{V6_CASES.index(c)}")
+def test_sparse_steps(config: Any, most_dead: int, sparse_on_any_device: None) -> None:
+    trainer = trainer_of(TrainingSAE(copy.deepcopy(config)), "sparse", most_dead)
+    # How many entries are above a threshold, or fall to each layer, is for the device to say.
+    waits = "topk" not in config.architecture
+    if "cross_layer" in config.architecture:
+        waits |= most_dead > 0 or "batch" in config.architecture
+    if waits:
+        with pytest.raises(RuntimeError, match=r"nonzero|[Mm]eta tensors?"):
+            take_steps(trainer)
+    else:
+        take_steps(trainer)
+
+
+def test_the_bound_holds_and_needs_one_look_in_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, told that it were another device; the bound is compared at every step."""
+    sae = make_training_sae("topk")
+    cfg = SAETrainerConfig(
+        total_training_samples=10_000 * N_TOKENS,
+        train_batch_size_samples=N_TOKENS,
+        dead_feature_window=30,
+    )
+    trainer = SAETrainer(cfg, sae, iter([]))
+    looks: list[int] = []
+    bound = DeadFeatureBound(trainer._silence, trainer._dead_within, may_look=False)
+    monkeypatch.setattr(bound, "_take_count", _counting(bound._take_count, looks))
+    generator = torch.Generator().manual_seed(0)
+    slack, n_dead = [], []
+    for step in range(400):
+        if step == 250:  # as after a rewind, with counts that have nothing to do with those before
+            trainer.statistics.steps_since_fired = torch.full((sae.cfg.d_sae,), 31.0)
+        most = bound()
+        assert most is not None
+        n_dead.append(int(trainer.dead_neurons.sum()))
+        slack.append(most - n_dead[-1])
+        # features fire ever more rarely, the higher their number
+        rates = torch.logspace(0, -3, sae.cfg.d_sae)
+        fires = torch.rand(1, sae.cfg.d_sae, generator=generator) < rates
+        trainer.statistics.update(fires.float())
+    assert min(slack) >= 0
+    assert 0 in n_dead and max(n_dead) > 10
+    assert sum(most == 0 for most in slack) > 20  # and it is not merely large
+    assert len(looks) <= 400 / 10 + 3
+
+
+def _counting(method: Any, calls: list[int]) -> Any:
+    def counted() -> None:
+        calls.append(1)
+        method()
+
+    return counted
+
+
+def test_the_host_itself_is_not_told_a_bound() -> None:
+    cfg = SAETrainerConfig(total_training_samples=1, train_batch_size_samples=1)
+    assert SAETrainer(cfg, make_training_sae("topk"), iter([]))._dead_feature_bound() is None
