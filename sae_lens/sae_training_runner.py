@@ -34,7 +34,6 @@ from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import RUNNER_CFG_FILENAME
 from sae_lens.preflight import PreflightReport, preflight
 from sae_lens.saes.files import jsonable
-from sae_lens.saes.normalization import normalize
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.checkpoints import ensure_writable
 from sae_lens.training.evaluation import InModelEvaluator
@@ -254,11 +253,11 @@ class SAETrainingRunner:
         """Start the decoder bias at the median or mean of the first activations.
 
         The bias lives in the space of the SAE's processed input, so the sample is scaled or
-        whitened (by the source) or normalised (here) first.
+        whitened (by the source) or normalised (by the SAE) first.
         """
         if self.cfg.b_dec_init_method == "zeros":
             return
-        sample, _ = normalize(self.cfg.normalize_activations, self.source.sample())
+        sample = self.sae.as_decoded(self.source.sample())
         if self.cfg.b_dec_init_method == "geometric_median":
             found = compute_geometric_median(sample, maxiter=100, verbose=self.cfg.verbose)
             self.sae.initialize_b_dec_with_precalculated(found.median)

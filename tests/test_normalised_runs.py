@@ -18,7 +18,7 @@ from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import SAE, MatchingPursuitTrainingSAEConfig, TrainingSAE
-from sae_lens.saes.normalization import NORMALIZATION_KINDS
+from sae_lens.saes.normalization import NORMALIZATION_KINDS, normalize
 from sae_lens.saes.whitening import fold_whitening
 from sae_lens.training.sources import IteratorSource, SourceSettings
 from sae_lens.training.trainer import SAETrainer
@@ -116,6 +116,19 @@ def train(cfg: Any, model: Any, rows: Dataset) -> SAETrainingRunner:
         runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
         runner.run()
     return runner
+
+
+def test_the_bias_of_a_transcoder_starts_at_the_mean_of_raw_targets(
+    model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    cfg = config(tmp_path, "transcoder", "v6", "layer_norm")
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    targets = runner.source.sample()[:, D_IN:]
+    assert_close(runner.sae.b_dec, targets.mean(dim=0))
+    cfg = config(tmp_path / "second", "standard", "v6", "layer_norm")
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    normalised, _ = normalize("layer_norm", runner.source.sample())
+    assert_close(runner.sae.b_dec, normalised.mean(dim=0))
 
 
 def output_in_training_space(trainer: Any, raw: Tensor) -> Tensor:

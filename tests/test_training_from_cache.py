@@ -68,6 +68,7 @@ def token_rows() -> Dataset:
 CASES = [(architecture, "none") for architecture in ARCHITECTURES] + [
     ("standard", "expected_average_only_in"),
     ("standard", "layer_norm"),
+    ("standard", "whitening"),
 ]
 
 

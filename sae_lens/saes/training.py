@@ -27,6 +27,7 @@ from sae_lens.saes.base import SAE
 from sae_lens.saes.config import SAEConfig, TrainingSAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
+from sae_lens.saes.normalization import normalize
 from sae_lens.saes.sparse_training import (
     entries_above,
     hidden_pre_of,
@@ -282,6 +283,10 @@ class TrainingSAE(SAE):
     def split_batch(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         """What is encoded and what is to be reconstructed: for an SAE the same."""
         return batch, batch
+
+    def as_decoded(self, batch: Tensor) -> Tensor:
+        """What is to be reconstructed, in the space of the decoder and its bias."""
+        return normalize(self.cfg.normalize_activations, self.split_batch(batch)[1])[0]
 
     def add_bypass(self, recons: Tensor, x: Tensor) -> Tensor:
         """What was decoded, and what does not go through features: for an SAE nothing."""

@@ -113,6 +113,10 @@ class TranscoderTraining(TranscoderMaps, TrainingSAE):
             )
         return batch[..., :d_in], batch[..., d_in:]
 
+    def as_decoded(self, batch: Tensor) -> Tensor:
+        """The target as it is: what normalises each token is for the input alone."""
+        return self.split_batch(batch)[1]
+
     def initialize_b_dec_with_precalculated(self, origin: Tensor) -> None:
         """Set the decoder bias; of a row of both activations, the target's part."""
         super().initialize_b_dec_with_precalculated(origin[-self.cfg.d_out :])
