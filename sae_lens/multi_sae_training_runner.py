@@ -8,8 +8,6 @@ it had been trained alone with the same seed: the activations are mixed alike (s
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +19,7 @@ from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.multi_hook import HookSite, HookView, MultiHookStore
 from sae_lens.activations.store_settings import settings_from_runner_config
 from sae_lens.config.multi import MultiSAETrainingRunnerConfig
+from sae_lens.config.resuming import find_checkpoint
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.sae_training_runner import (
     SAETrainingRunner,
@@ -28,7 +27,6 @@ from sae_lens.sae_training_runner import (
 )
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.checkpoints import ensure_writable
-from sae_lens.training.interruptions import IterationGuard, stopping_on_signals
 from sae_lens.training.loggers import (
     JsonLinesLogger,
     MetricLogger,
@@ -38,14 +36,13 @@ from sae_lens.training.loggers import (
 )
 from sae_lens.training.prefixed_logger import PrefixedLogger
 from sae_lens.training.random_states import random_state, set_random_state
+from sae_lens.training.resume_files import ResumableCheckpoint
+from sae_lens.training.side_by_side import TOGETHER, SideBySide
 from sae_lens.training.sources import StoreSource
 from sae_lens.training.trainer import SAETrainer
-from sae_lens.training.trainer_checkpoints import save_after_error
 from sae_lens.training.trainer_parts import source_settings
 
 logger = logging.getLogger(__name__)
-
-_DONE = object()
 
 
 class MultiSAETrainingRunner:
@@ -79,7 +76,11 @@ class MultiSAETrainingRunner:
         unknown = sorted(overrides.keys() - cfg.saes.keys())
         if unknown:
             raise ValueError(f"override_saes names {unknown}, which cfg.saes does not.")
-        self.cfg = cfg
+        self.cfg: MultiSAETrainingRunnerConfig = cfg
+        self._resumed: ResumableCheckpoint | None = None
+        if cfg.resume_from_checkpoint is not None:
+            self.cfg, self._resumed = find_checkpoint(cfg, TOGETHER)
+        cfg = self.cfg
         ensure_writable(cfg.checkpoint_path)
         if cfg.output_path is not None:
             ensure_writable(cfg.output_path)
@@ -109,12 +110,17 @@ class MultiSAETrainingRunner:
         """Train the SAEs side by side, save them, and return them by name.
 
         Raises:
-            InterruptedException: on SIGINT or SIGTERM, after a checkpoint of every SAE.
+            InterruptedException: on SIGINT or SIGTERM, after a checkpoint of every SAE, and one
+                from which the run can go on.
             NonFiniteLossError: when a loss stops being finite, likewise.
         """
         self._random_state_before = random_state()
         shared = self._make_wandb_logger()
         loggers = {name: self._make_logger(name, shared) for name in self._singles}
+        if self._resumed is not None:
+            shared.load_state_dict(self._resumed.state["other"])
+            for name, one in loggers.items():
+                one.load_state_dict(self._resumed.state["trainers"][name]["trainer"]["logger"])
         shared.start(self.cfg.to_dict())
         error: BaseException | None = None
         try:
@@ -127,7 +133,20 @@ class MultiSAETrainingRunner:
                 name: single.make_trainer(self.model, loggers[name], self.cfg.evaluator)
                 for name, single in self._singles.items()
             }
-            self._train(trainers)
+            together = SideBySide(
+                trainers,
+                self._random_states,
+                self.activations_store,
+                Path(self.cfg.checkpoint_path) / TOGETHER,
+                self.cfg.to_dict(),
+                shared,
+            )
+            if self._resumed is not None:
+                together.restore(self._resumed)
+                logger.info("Going on from %s.", self._resumed.folder)
+                self._resumed = None
+            with self._progress_bar() as bar:
+                together.train(bar)
             for name, single in self._singles.items():
                 single._save_output(trainers[name])
         except BaseException as raised:
@@ -163,8 +182,9 @@ class MultiSAETrainingRunner:
             site = _site(config)
             view = HookView(self.activations_store, site, config.normalize_activations)
             sources[name] = StoreSource(view, source_settings(config, view))
+            sources[name].is_alone = False
         # While no batch is drawn, the data can be rewound after the estimates.
-        for source in sources.values():
+        for source in sources.values() if self._resumed is None else ():
             source.prepare()
         start = random_state()
         self._singles: dict[str, _OneOfSeveral] = {}
@@ -172,7 +192,7 @@ class MultiSAETrainingRunner:
         for name, config in self._configs.items():
             set_random_state(start)
             self._singles[name] = _OneOfSeveral(
-                config, self.model, sources[name], overrides.get(name)
+                config, self.model, sources[name], overrides.get(name), self._resumed
             )
             self._random_states[name] = random_state()
 
@@ -190,44 +210,6 @@ class MultiSAETrainingRunner:
         if path is not None:
             loggers.append(JsonLinesLogger(path))
         return SeveralLoggers(loggers)
-
-    # -- training ---------------------------------------------------------------------------------
-
-    def _train(self, trainers: dict[str, SAETrainer]) -> None:
-        """A step of each trainer at a time, all on the same tokens.
-
-        A signal that arrives in the middle takes effect when every SAE has made the step.
-        """
-        guard = IterationGuard()
-        steps = {name: trainer.steps() for name, trainer in trainers.items()}
-        with stopping_on_signals(guard), self._progress_bar() as bar:  # type: ignore[arg-type]
-            try:
-                while steps:
-                    with guard.iteration():
-                        for name in list(steps):
-                            with self._random_numbers_of(name):
-                                if next(steps[name], _DONE) is _DONE:
-                                    del steps[name]
-                    bar.update(self.cfg.train_batch_size_tokens if steps else 0)
-                    if guard.take_checkpoint_request():
-                        _save_all(trainers)
-            except (Exception, KeyboardInterrupt) as error:
-                for trainer in trainers.values():
-                    save_after_error(trainer, error, trainer.save_checkpoint)
-                    trainer.last_error = None
-                raise
-            finally:
-                for remaining in steps.values():
-                    remaining.close()  # type: ignore[attr-defined]
-
-    @contextmanager
-    def _random_numbers_of(self, name: str) -> Iterator[None]:
-        """Inside, random numbers are those of the run that would train this SAE alone."""
-        set_random_state(self._random_states[name])
-        try:
-            yield
-        finally:
-            self._random_states[name] = random_state()
 
     def _progress_bar(self) -> tqdm:
         n = len(self._singles)
@@ -247,8 +229,9 @@ class _OneOfSeveral(SAETrainingRunner):
         model: Any,
         source: StoreSource,
         override_sae: TrainingSAE | None,
+        resumed: ResumableCheckpoint | None,
     ) -> None:
-        self.cfg, self.model, self._resumed = cfg, model, None
+        self.cfg, self.model, self._resumed = cfg, model, resumed
         self.source, self.activations_store = source, source.store
         ensure_writable(cfg.checkpoint_path)
         self.sae = self._make_sae(override_sae)
@@ -272,12 +255,6 @@ class _OneOfSeveral(SAETrainingRunner):
 
 def _site(config: LanguageModelSAERunnerConfig) -> HookSite:
     return HookSite(config.hook_name, config.hook_head_index, config.d_in)
-
-
-def _save_all(trainers: dict[str, SAETrainer]) -> None:
-    for trainer in trainers.values():
-        if not trainer.weights_are_final:
-            trainer.save_checkpoint(trainer=trainer, checkpoint_name=str(trainer.n_training_tokens))
 
 
 __all__ = ["MultiSAETrainingRunner", "MultiSAETrainingRunnerConfig"]

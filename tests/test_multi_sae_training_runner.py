@@ -126,7 +126,7 @@ def test_flat_configs_start_at_the_median_of_the_activations(
         kind: TrainingSAEConfig.from_dict(
             flat_config_dict(normalize_activations=kind, hook_name=MLP, context_size=16)
         )
-        for kind in ("none", "layer_norm", SCALED)
+        for kind in ("none", "layer_norm", "whitening", SCALED)
     }
     cfg = make_config(saes=flat, hook_names=MLP, hook_head_indices=None)
     runner = train(cfg, rows, model)
@@ -303,7 +303,7 @@ class TestConfig:
             ({"hook_head_indices": {"other": 1}}, r"unknown \['other'\]"),
             ({"use_chat_formatting": True}, "use_chat_formatting"),
             ({"sequence_separator_token": "eos"}, "only 'bos'"),
-            ({"resume_from_checkpoint": "x"}, "cannot be gone on with"),
+            ({"saes": {"together": saes()["topk"]}}, "it is the folder from which runs go on"),
             ({"checkpoint_path": None}, "checkpoint_path is empty"),
             ({"n_batches_in_buffer": 1}, "n_batches_in_buffer is 1"),
         ],

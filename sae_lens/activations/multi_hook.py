@@ -100,6 +100,29 @@ class MultiHookStore(ActivationsStore):
             )
         return self._current
 
+    def save(self, file_path: str | Path) -> None:
+        """Write the state, with what the sites share, to a safetensors file."""
+        self.pause_prefetching()
+        state = store_state.capture(self)
+        state["sharing.n_batches_drawn"] = torch.tensor(self.n_batches_drawn)
+        if self._current is not None:
+            state["sharing.current"] = self._current.clone()
+        if self._factors:
+            factors = [self._factors[site] for site in self.sites]
+            state["sharing.factors"] = torch.tensor(factors, dtype=torch.float64)
+        atomic_save_safetensors(state, file_path)
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Go on from a saved state. Raises `ValueError` when it does not fit the store."""
+        super().load_state_dict(state)
+        self.n_batches_drawn = int(state.get("sharing.n_batches_drawn", 0))
+        current = state.get("sharing.current")
+        self._current = None if current is None else current.to(self.device)
+        factors = state.get("sharing.factors")
+        self._factors = (
+            {} if factors is None else dict(zip(self.sites, factors.tolist(), strict=True))
+        )
+
     def norm_scaling_factor_of(self, site: HookSite) -> float:
         """sqrt(d_in) / mean norm at a site, estimated for all sites together, once."""
         if not self._factors:

@@ -13,6 +13,7 @@ from sae_lens.config.logging import LoggingConfig
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.config.validation import folder_of_the_run
 from sae_lens.saes.config import TrainingSAEConfig
+from sae_lens.training.side_by_side import TOGETHER
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
@@ -54,7 +55,8 @@ class MultiSAETrainingRunnerConfig:
             each SAE.
         save_final_checkpoint: the final checkpoints are always saved, whatever this says.
         output_path: folder for the trained SAEs in their inference form, one in it for each.
-        resume_from_checkpoint: not supported; must stay None.
+        resume_from_checkpoint: go on from here: a run's folder, a folder in its `together`, or
+            "latest" for the newest run at checkpoint_path.
 
     Raises:
         ValueError: when the parts do not fit together.
@@ -129,7 +131,8 @@ class MultiSAETrainingRunnerConfig:
         if self.act_store_device in (None, "with_model"):
             self.act_store_device = self.device
         # As for a single run: with several, nothing is written over.
-        self.checkpoint_path = folder_of_the_run(self.checkpoint_path, self.logger.wandb_id)
+        if self.resume_from_checkpoint is None or self.logger.wandb_id is not None:
+            self.checkpoint_path = folder_of_the_run(self.checkpoint_path, self.logger.wandb_id)
         for name in self.saes:
             self.runner_config(name)  # refuses what a single run refuses
 
@@ -205,16 +208,15 @@ class MultiSAETrainingRunnerConfig:
             )
         if not self.checkpoint_path:
             raise ValueError("checkpoint_path is empty; the final checkpoints are always saved.")
-        if self.resume_from_checkpoint is not None:
-            raise ValueError(
-                f"resume_from_checkpoint={self.resume_from_checkpoint!r}: a run of several SAEs "
-                "cannot be gone on with."
-            )
 
     def _refuse_bad_names(self) -> None:
         if not self.saes:
             raise ValueError("saes is empty: give at least one training config by name.")
         for name in self.saes:
+            if name == TOGETHER:
+                raise ValueError(
+                    f"{name!r} cannot be an SAE's name: it is the folder from which runs go on."
+                )
             if _PLAIN_NAME.fullmatch(name) is None:
                 raise ValueError(
                     f"{name!r} cannot be the name of an SAE: it names a folder, so use letters, "

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from sae_lens.constants import ACTIVATIONS_STORE_STATE_FILENAME
 from sae_lens.saes.files import jsonable
-from sae_lens.training.checkpoints import checkpoint_thresholds
 from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.resume_files import ResumableCheckpoint
 
@@ -44,22 +43,25 @@ def restore(trainer: Any, checkpoint: ResumableCheckpoint) -> None:
     Raises:
         ValueError: when the SAE or the data are others than those of the checkpoint.
     """
-    state = checkpoint.state
-    restore_weights(trainer, checkpoint)
     store = trainer.activations_store
     if hasattr(store, "load"):
         store.load(str(checkpoint.folder / ACTIVATIONS_STORE_STATE_FILENAME))
+    restore_part(trainer, checkpoint.state, checkpoint.folder)
+    set_random_state(checkpoint.state["random"])
+
+
+def restore_part(trainer: Any, state: Mapping[str, Any], folder: Path) -> None:
+    """The part of `restore` without the place in the data and the random generators."""
+    restore_weights(trainer, state, folder)
     # A final checkpoint's store has none any more, its weights being rid of it.
     trainer.source.load_state_dict(state.get("source", state))
     if state["evaluator"] and hasattr(trainer.evaluator, "load_state_dict"):
-        trainer.evaluator.load_state_dict(state["evaluator"], store)
-    set_random_state(state["random"])
+        trainer.evaluator.load_state_dict(state["evaluator"], trainer.activations_store)
 
 
-def restore_weights(trainer: Any, checkpoint: ResumableCheckpoint) -> None:
+def restore_weights(trainer: Any, state: Mapping[str, Any], folder: Path) -> None:
     """The part of `restore` about SAE, optimiser, schedules and counters; the data stay."""
-    state = checkpoint.state
-    load_sae_tensors(trainer.sae, state["sae"], checkpoint.folder)
+    load_sae_tensors(trainer.sae, state["sae"], folder)
     trainer.load_state_dict(state["trainer"])
     gradients = state.get("gradients", {})
     for name, parameter in trainer.sae.named_parameters():
@@ -134,7 +136,7 @@ def _change_length(trainer: Any, saved: Mapping[str, int]) -> None:
         )
     trainer.checkpoint_thresholds = [
         threshold
-        for threshold in checkpoint_thresholds(now["total"], cfg.n_checkpoints)
+        for threshold in trainer.all_checkpoint_thresholds()
         if threshold >= trainer.n_training_tokens
     ]
     if now["total"] != saved["total"]:

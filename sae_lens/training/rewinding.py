@@ -36,6 +36,6 @@ def rewind(trainer: Any, error: NonFiniteLossError) -> None:
         raise error
     logger.warning("%s Going back to checkpoint %s.", error, checkpoint.folder.name)
     loggers = trainer.logger.state_dict()
-    restore_weights(trainer, checkpoint)
+    restore_weights(trainer, checkpoint.state, checkpoint.folder)
     trainer.logger.load_state_dict(loggers)
     trainer.rewinds = {"to": checkpoint.folder.name, "n": n_same + 1}

@@ -23,7 +23,7 @@ MAY_DIFFER = frozenset({
     # when checkpoints are made, and what happens when something fails
     "n_checkpoints", "checkpoint_every_minutes", "keep_last", "keep_best_metric", "keep_best_mode",
     "save_final_checkpoint", "resume", "resume_from_checkpoint", "on_nan", "auto_batch",
-    "prefetch_batches",
+    "prefetch_batches", "prefetch_llm_batches", "evaluator",
     # how long to train
     "training_tokens", "finetuning_tokens", "total_training_samples",
     # without effect, or derived from fields that are compared
@@ -55,6 +55,11 @@ def differing_fields(saved: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any,
             before, after = _device_type(before), _device_type(after)
         elif name == "sae":
             before, after = _without_facts(before), _without_facts(after)
+        elif name == "saes":
+            before, after = (
+                {key: _without_facts(sae) for key, sae in dict(saes).items()}
+                for saes in (before, after)
+            )
         if before != after:
             differing[name] = (before, after)
     return differing

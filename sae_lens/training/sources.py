@@ -56,6 +56,8 @@ class ActivationSource:
         settings: what is done to activations.
         norm_median: median norm of raw input activations, once it is known; None without a filter.
         whitening: a map for each activation in a row; None without whitening.
+        is_alone: whether the place in the data is this source's own. Otherwise several trainers
+            share it, and whoever has it saves it with the state of all.
     """
 
     def __init__(self, settings: SourceSettings) -> None:
@@ -63,6 +65,7 @@ class ActivationSource:
         self.norm_median: float | None = None
         self.whitening: tuple[Whitening, ...] | None = None
         self._given_back: Tensor | None = None
+        self.is_alone = True
 
     @property
     def norm_scaling_factor(self) -> float | None:
@@ -212,8 +215,8 @@ class StoreSource(ActivationSource):
         self.store.estimated_norm_scaling_factor = value
 
     def require_resumable(self) -> None:
-        """Nothing if the store can be saved to a file and loaded from it."""
-        if not (hasattr(self.store, "save") and hasattr(self.store, "load")):
+        """Nothing if the store can be saved to a file and loaded from it, or is shared."""
+        if self.is_alone and not (hasattr(self.store, "save") and hasattr(self.store, "load")):
             raise ValueError(
                 f"The place in the data of a {type(self.store).__name__} is not in its "
                 "checkpoints, so no training can go on from them: it has next_batch, but not save "

@@ -47,10 +47,10 @@ def save_trainer(trainer: Any, folder: str | Path, wandb_aliases: list[str] | No
         trainer.cfg.to_dict(),
         store=store if hasattr(store, "save") else None,
         optimizer=trainer.optimizer if log_cfg.log_optimizer_state_to_wandb else None,
-        resume_state=state,
+        resume_state=state if trainer.source.is_alone else None,
         n_training_tokens=trainer.n_training_tokens,
     )
-    if state is not None and folder.name != BEST_NAME:
+    if state is not None and trainer.source.is_alone and folder.name != BEST_NAME:
         mark_latest(folder)
     keep = getattr(trainer.cfg, "keep_last", None)
     if keep is not None:

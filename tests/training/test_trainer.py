@@ -238,7 +238,7 @@ def test_a_trainer_without_a_runner_saves_where_its_config_says(tmp_path: Path) 
     )  # fmt: skip
     SAETrainer(cfg, sae, batches(), save_checkpoint_fn=also).fit()
     names = sorted(path.name for path in (tmp_path / "c").iterdir())
-    assert names == ["80", "final_128"]
+    assert names == ["80", "final_128", "latest"]  # it can be gone on from
     assert calls == [tmp_path / "c" / "80", tmp_path / "c" / "final_128"]
     x = torch.randn(3, D_IN)
     loaded = SAE.load_from_disk(tmp_path / "c" / "final_128")
