@@ -12,6 +12,7 @@ from functools import cache
 from typing import Literal, get_args
 
 import torch
+from torch import Tensor
 
 SparseKernels = Literal["auto", "dense", "sparse"]
 
@@ -85,12 +86,16 @@ def is_worth_choosing(device: torch.device, batch: int, d_in: int, d_sae: int) -
 
 def has_sparse_kernels(device: torch.device, dtype: torch.dtype) -> bool:
     """Whether there are fast sparse products for this device and dtype."""
-    if device.type == "cpu":
-        dtypes = (torch.float32, torch.float64, torch.bfloat16)
-        return dtype in dtypes and torch.backends.mkl.is_available()
-    if dtype not in (torch.float32, torch.float64):
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
         return False
+    if device.type == "cpu":
+        return torch.backends.mkl.is_available()
     return device.type == "cuda" and _triton_is_installed()
+
+
+def uses_triton(tensor: Tensor) -> bool:
+    """Whether products with this tensor are taken by the Triton kernels."""
+    return tensor.is_cuda
 
 
 @cache

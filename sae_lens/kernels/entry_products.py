@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.dispatch import uses_triton
 
 
 def reference(
@@ -21,7 +22,7 @@ def entry_products(
     G: Float[Tensor, "batch d_out"], W: Float[Tensor, "d_sae d_out"], active: ActiveSet
 ) -> Float[Tensor, " nnz"]:
     """One dot product per entry."""
-    if G.is_cuda:
+    if uses_triton(G):
         from sae_lens.kernels import triton_entry_products
 
         return triton_entry_products.entry_products(G, W, active.rows, active.cols)

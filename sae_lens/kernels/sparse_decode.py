@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.dispatch import uses_triton
 
 
 def reference(
@@ -21,7 +22,7 @@ def sparse_decode(
     values: Float[Tensor, " nnz"], active: ActiveSet, W: Float[Tensor, "d_sae d_out"]
 ) -> Float[Tensor, "batch d_out"]:
     """`S @ W` as a weighted sum of rows of W for each token (measured faster than MKL's CSR)."""
-    if values.is_cuda:
+    if uses_triton(values):
         from sae_lens.kernels.triton_gather_sum import gather_sum
 
         out = values.new_empty(active.shape[0], W.shape[1])

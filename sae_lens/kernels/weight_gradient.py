@@ -8,6 +8,7 @@ from torch import Tensor
 
 from sae_lens.kernels import compact
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.dispatch import uses_triton
 
 
 def reference(
@@ -33,7 +34,7 @@ def weight_gradient(
     `out` may be row-major, or column-major: then a row-major `out.T` receives `G.T @ S`, which is
     how an encoder's gradient is laid out like the encoder.
     """
-    if values.is_cuda:
+    if uses_triton(values):
         from sae_lens.kernels.triton_gather_sum import gather_sum
 
         by_column = values[active.column_order]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,59 +14,96 @@ pytest.importorskip("triton", reason="Triton is not installed here")
 
 ON_GPU = torch.cuda.is_available()
 
-# The interpreter is chosen when Triton is first imported, so the comparison gets its own process.
-COMPARISON = """
+# The interpreter is chosen when Triton is first imported, so the comparisons get their own process.
+PRODUCTS = """
 import sys
 import torch
 from sae_lens.kernels import entry_products, sparse_decode, weight_gradient
 from sae_lens.kernels.active_set import ActiveSet
-from sae_lens.kernels.triton_entry_products import entry_products as triton_entry_products
-from sae_lens.kernels.triton_gather_sum import gather_sum
 
 torch.manual_seed(0)
 device = sys.argv[1]
-for dtype in (torch.float32, torch.float64):
-    for batch, d_sae, d_in, density in ((5, 19, 33, 0.3), (1, 3, 130, 1.0), (4, 7, 1, 0.0)):
+for module in (entry_products, sparse_decode, weight_gradient):
+    module.uses_triton = lambda _: True
+
+SHAPES = ((5, 9, 33, 0.3), (1, 3, 130, 1.0), (4, 7, 1, 0.0), (1, 1, 1, 1.0), (2, 9, 257, 0.2),
+          (18, 3, 64, 0.3))
+for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16):
+    for batch, d_sae, d_in, density in SHAPES:
         mask = torch.rand(batch, d_sae, device=device) < density
         active = ActiveSet(*mask.nonzero(as_tuple=True), mask.shape)
         make = dict(dtype=dtype, device=device)
         values, W = torch.randn(len(active), **make), torch.randn(d_sae, d_in, **make)
         G = torch.randn(batch, d_in, **make)
+        # sums are taken in float32 at least, whatever the dtype
+        wide = dtype if dtype == torch.float64 else torch.float32
+        exact = [t.to(wide) for t in (values, W, G)]
 
-        out = torch.full((batch, d_in), torch.nan, **make)
-        decoded = gather_sum(active.row_offsets, active.cols, values, W, out)
-        torch.testing.assert_close(decoded, sparse_decode.reference(values, active, W))
+        def close(got, wanted):
+            assert got.dtype == dtype
+            torch.testing.assert_close(got, wanted.to(dtype))
 
-        products = triton_entry_products(G, W, active.rows, active.cols)
-        torch.testing.assert_close(products, entry_products.reference(G, W, active))
-
+        for source, other in ((W, exact[1]), (W.T.contiguous().T, exact[1])):
+            close(sparse_decode.sparse_decode(values, active, source),
+                  sparse_decode.reference(exact[0], active, other))
+            close(entry_products.entry_products(G, source, active),
+                  entry_products.reference(exact[2], other, active))
         for accumulate in (False, True):
             for out in (torch.ones_like(W), torch.ones_like(W.T).contiguous().T):
-                wanted = weight_gradient.reference(values, active, G, out.clone(), accumulate)
-                by_column = values[active.column_order]
-                gather_sum(active.col_offsets, active.rows_by_column, by_column, G, out, accumulate)
-                torch.testing.assert_close(out, wanted)
+                wanted = weight_gradient.reference(
+                    exact[0], active, exact[2], out.to(wide), accumulate
+                )
+                filled = weight_gradient.weight_gradient(values, active, G, out, accumulate)
+                assert filled.data_ptr() == out.data_ptr()
+                close(filled, wanted)
+print("agree")
+"""
+
+STEPS = """
+import copy, sys
+import torch
+from sae_lens.kernels import entry_products, sparse_decode, weight_gradient
+from sae_lens.saes import TrainingSAE
+from tests.helpers import make_training_sae, randomize
+from tests.saes.test_sparse_training import DEAD_FEATURES, V6_CASES, assert_forms_agree
+
+calls = []
+for module in (entry_products, sparse_decode, weight_gradient):
+    module.uses_triton = lambda _, name=module.__name__: calls.append(name) or True
+for architecture in ("gated", "jumprelu"):
+    assert_forms_agree(make_training_sae(architecture), None)
+of_each = {config.architecture: config for config in V6_CASES}
+for architecture in ("topk", "matryoshka_batchtopk"):
+    sae = TrainingSAE(copy.deepcopy(of_each[architecture]))
+    randomize(sae)
+    assert_forms_agree(sae, DEAD_FEATURES["some dead"])
+assert len(set(calls)) == 3
 print("agree")
 """
 
 
-def run_comparison(device: str, interpret: bool) -> None:
-    environment = {**os.environ, "TRITON_INTERPRET": "1" if interpret else "0"}
+def run_comparison(comparison: str, device: str, interpret: bool) -> None:
+    environment = {
+        **os.environ,
+        "TRITON_INTERPRET": "1" if interpret else "0",
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+    }
     done = subprocess.run(
-        [sys.executable, "-c", COMPARISON, device], env=environment, capture_output=True, text=True
+        [sys.executable, "-c", comparison, device], env=environment, capture_output=True, text=True
     )
     assert done.stdout.strip() == "agree", done.stderr[-2000:]
 
 
 @pytest.mark.skipif(ON_GPU, reason="the kernels run on the GPU itself here")
-def test_kernels_agree_in_the_interpreter() -> None:
-    run_comparison("cpu", interpret=True)
+@pytest.mark.parametrize("comparison", [PRODUCTS, STEPS], ids=["products", "steps"])
+def test_kernels_agree_in_the_interpreter(comparison: str) -> None:
+    run_comparison(comparison, "cpu", interpret=True)
 
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not ON_GPU, reason="needs a CUDA device")
 def test_kernels_agree_on_the_gpu() -> None:
-    run_comparison("cuda", interpret=False)
+    run_comparison(PRODUCTS, "cuda", interpret=False)
 
 
 @pytest.mark.gpu

@@ -7,6 +7,7 @@ import torch
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes import (
+    BatchTopKTrainingSAEConfig,
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
     StandardTrainingSAEConfig,
@@ -25,6 +26,7 @@ CONFIGS: list[Any] = [
     GatedTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, l1_coefficient=0.1),
     JumpReLUTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, l0_coefficient=0.1),
     TopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=8),
+    BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, k=8),
 ]
 
 
@@ -50,9 +52,14 @@ def test_the_gpu_trains_as_the_cpu_does(config: Any) -> None:
         torch.testing.assert_close(trained[1][name].cpu(), value, atol=2e-3, rtol=2e-2)
 
 
-def test_a_step_does_not_wait_for_the_gpu() -> None:
-    batches = torch.randn(STEPS, BATCH, D_IN, device="cuda")
-    trainer = make_trainer(CONFIGS[0], "cuda", batches)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda c: str(c.architecture))
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_a_step_does_not_wait_for_the_gpu(config: Any, mode: str) -> None:
+    if mode == "sparse" and "topk" not in str(config.architecture):
+        pytest.skip("the number of entries above a threshold is for the GPU to say")
+    batches = torch.randn(40, BATCH, D_IN, device="cuda")
+    fields = {"sparse_kernels": mode, "dead_feature_window": 8}
+    trainer = make_trainer(config, "cuda", batches, **fields)
     for batch in batches[:6]:
         trainer._train_step(trainer.sae, batch)
     torch.cuda.set_sync_debug_mode("error")
