@@ -104,7 +104,36 @@ def test_newer_architectures(architecture: str, tmp_path: Path, model: Any):
         ),
         ("standard", {"p_schedule": {"end": 0.5}, "optimizer": {"path": "torch.optim.AdamW"}}),
         ("topk", {"k_schedule": {"initial_k": 12, "steps": 0.8}, "checkpoint_spacing": "log"}),
+        (
+            "jumprelu",
+            {
+                "jumprelu_lr_factor": 0.3,
+                "weight_average": {"decay": 0.7},
+                "aux_k": {"k": 4},
+                "ghost_gradients": True,
+                "dead_after_tokens": 40,
+                "norm_filter": {"multiple": 1.2},
+            },
+        ),
+        (
+            "gated",
+            {
+                "target_l0": {"target": 6},
+                "weight_schedules": {"sparsity": {"start": 3.0, "kind": "exponential"}},
+                "aux_k": {"coefficient": 0.5},
+                "resampling": {"every": 6, "until": 1.0},
+            },
+        ),
     ],
 )
 def test_training_features(architecture: str, features: Any, tmp_path: Path, model: Any):
-    resumed_is_whole(tmp_path, model, architecture, features=features)
+    fields = {"l1_warm_up_steps": 0} if "weight_schedules" in str(features) else {}
+    resumed_is_whole(tmp_path, model, architecture, features=features, **fields)
+
+
+@pytest.mark.parametrize("name", ["constantwithwarmup", "cosineannealing", "exponentialwarmup"])
+def test_learning_rate_schedules(name: str, tmp_path: Path, model: Any):
+    schedule = {"name": name, "warm_up_steps": 0 if name == "cosineannealing" else 0.3}
+    features = {"lr_schedule": schedule, "jumprelu_lr_factor": 0.5}
+    fields = {"lr_warm_up_steps": 0, "lr_decay_steps": 0}
+    resumed_is_whole(tmp_path, model, "jumprelu", features=features, **fields)

@@ -57,11 +57,6 @@ class LmSaesTerms:
     def _has_lp_term(self) -> bool:
         return bool(self.lp_coefficient) and self.has_thresholds
 
-    @property
-    def _weights_by_norm(self) -> bool:
-        # where features contain their decoder's norm already, they are not multiplied by it again
-        return not getattr(self.sae, "rescales_acts", False)
-
     def auxiliary_losses(
         self,
         step: TrainStepInput,
@@ -73,7 +68,7 @@ class LmSaesTerms:
         sae, losses = self.sae, {}
         if self.sparsity is not None:
             weighted = encoding.feature_acts
-            if self._weights_by_norm:
+            if not getattr(sae, "rescales_acts", False):  # else they contain their norm already
                 weighted = weighted * sae.decoder_norms()
             losses["l_s"] = self.sparsity.of(weighted, self.l1_coefficient)
         if self._has_lp_term:
@@ -93,11 +88,12 @@ class LmSaesTerms:
         """The same terms, from active entries; aux-k is dense over the dead features."""
         sae, losses = self.sae, {}
         if self.sparsity is not None:
-            weighted = encoding.feature_values
-            if self._weights_by_norm:
-                norms = decoding.decoder_norms
-                norms = sae.decoder_norms() if norms is None else norms
-                weighted = weighted * norms[encoding.active.cols]
+            # values that contain their decoder's norm have no gradient through it here
+            contain_norms = getattr(sae, "rescales_acts", False)
+            values = encoding.decoded_values if contain_norms else encoding.feature_values
+            norms = decoding.decoder_norms
+            norms = sae.decoder_norms() if norms is None else norms
+            weighted = values * norms[encoding.active.cols]
             losses["l_s"] = self.sparsity.of_entries(weighted, encoding.active, self.l1_coefficient)
         dead = dead_features_of(step)
         hidden = None

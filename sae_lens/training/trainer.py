@@ -143,7 +143,7 @@ class SAETrainer(TrainerReports, TrainerState):
             self.sae,
             self.cfg.total_training_steps,
         )
-        self.checkpoint_thresholds = self._checkpoint_thresholds()
+        self.checkpoint_thresholds = self.all_checkpoint_thresholds()
         device = self.sae.device
         counts_tokens = self.features.features.dead_after_tokens is not None
         self.statistics = FiringStatistics(self.sae.cfg.d_sae, device, counts_tokens)

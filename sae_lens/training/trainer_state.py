@@ -79,7 +79,8 @@ class TrainerState:
     _nonfinite: NonFiniteWatch
     _state_before_finishing: dict[str, Any] | None
 
-    def _checkpoint_thresholds(self) -> list[int]:
+    def all_checkpoint_thresholds(self) -> list[int]:
+        """Numbers of tokens after which a whole run of the config's length writes checkpoints."""
         cfg = self.cfg
         by_logarithm = checkpoint_tokens(
             self.features.features,

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
+from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import (
     GatedTrainingSAEConfig,
     JumpReLUTrainingSAEConfig,
@@ -27,8 +28,9 @@ from sae_lens.training.features import (
     TrainingFeatures,
     WeightAverage,
 )
+from sae_lens.training.resampling import resample_dead_features
 from sae_lens.training.trainer import SAETrainer
-from tests.helpers import activations, assert_close
+from tests.helpers import D_IN, D_SAE, activations, assert_close
 from tests.training.runs_on_batches import N, make_sae, recorded, trainer
 
 
@@ -146,6 +148,39 @@ def test_dead_features_start_anew():
     assert state["exp_avg"][10:].any()
     cosine = torch.nn.functional.cosine_similarity(sae.W_dec[:10], sae.W_enc[:, :10].T)
     assert_close(cosine, torch.ones(10))
+
+
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "skip_transcoder"])
+def test_new_features_point_to_activations_with_a_large_loss(architecture: str):
+    config = get_sae_training_class(architecture).config_class
+    fields = {"d_out": 12} if "transcoder" in architecture else {}
+    sae = make_sae(config, **fields)
+    batch = activations(40, D_IN + fields.get("d_out", 0))
+    with torch.no_grad():
+        sae.b_dec.normal_()
+        x, target = sae.split_batch(batch)
+        x[7] *= 30  # nothing else is worth a thought beside it
+        if target is not x:
+            target[7] *= 30
+    dead = torch.arange(D_SAE) < 9
+    optimizer = torch.optim.Adam(sae.parameters())
+    output = sae.training_forward_pass(batch)
+    output.loss.backward()
+    optimizer.step()
+    alive = sae.W_dec[~dead].norm(dim=-1).mean(), sae.W_enc[:, ~dead].norm(dim=0).mean()
+    assert resample_dead_features(sae, optimizer, batch, output, dead, 0.25) == 9
+    encoded = sae.process_sae_in(x[7:8])
+    decoded = target[7:8] - sae.b_dec
+    cosine = torch.nn.functional.cosine_similarity
+    assert_close(cosine(sae.W_enc[:, dead].T, encoded), torch.ones(9))
+    assert_close(cosine(sae.W_dec[dead], decoded), torch.ones(9))
+    assert_close(sae.W_dec[dead].norm(dim=-1), alive[0].expand(9))
+    assert_close(sae.W_enc[:, dead].norm(dim=0), (0.25 * alive[1]).expand(9))
+    for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
+        if name in dict(sae.named_parameters()):
+            assert not getattr(sae, name)[dead].any()
+    moments = optimizer.state[sae.W_enc]["exp_avg"]
+    assert not moments[:, dead].any() and moments[:, ~dead].any()
 
 
 def test_another_optimiser():
