@@ -21,6 +21,13 @@ from sae_lens.training.features import TargetL0, TrainingFeatures
 L0 = 32
 D_SAE = 1024
 MLP_HOOKS = {"hook_name": "blocks.2.ln2.hook_normalized", "hook_name_out": "blocks.2.hook_mlp_out"}
+LAYERS = range(4)
+RESIDUALS = {"hook_names": [f"blocks.{layer}.hook_resid_post" for layer in LAYERS]}
+ALL_MLPS = {
+    "d_sae": 2 * D_SAE,
+    "hook_names": [f"blocks.{layer}.ln2.hook_normalized" for layer in LAYERS],
+    "hook_names_out": [f"blocks.{layer}.hook_mlp_out" for layer in LAYERS],
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {"l1_coefficient": 1.0},
     "gated": {"l1_coefficient": 1.0, "detach_auxiliary_decoder": True},
@@ -39,8 +46,30 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
     "batchtopk_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_skip_transcoder": {"k": L0, **MLP_HOOKS},
+    "crosscoder": {"l1_coefficient": 0.5, **RESIDUALS},
+    "jumprelu_crosscoder": {
+        "l0_coefficient": 0.5,
+        "jumprelu_init_threshold": 0.2,
+        "jumprelu_bandwidth": 0.2,
+        **RESIDUALS,
+    },
+    "topk_crosscoder": {"k": L0, **RESIDUALS},
+    "batchtopk_crosscoder": {"k": L0, **RESIDUALS},
+    "cross_layer_transcoder": {"l1_coefficient": 0.2, **ALL_MLPS},
+    "jumprelu_cross_layer_transcoder": {
+        "l0_coefficient": 0.5,
+        "jumprelu_init_threshold": 0.05,
+        "jumprelu_bandwidth": 0.5,
+        **ALL_MLPS,
+    },
+    # k is for each layer
+    "topk_cross_layer_transcoder": {"k": L0 // len(LAYERS), **ALL_MLPS},
+    "batchtopk_cross_layer_transcoder": {"k": L0 / len(LAYERS), **ALL_MLPS},
 }
-STEERED = ("standard", "gated", "transcoder")
+STEERED = (
+    "standard", "gated", "transcoder", "crosscoder", "jumprelu_crosscoder",
+    "cross_layer_transcoder", "jumprelu_cross_layer_transcoder",
+)  # fmt: skip
 
 
 def main() -> None:
@@ -59,15 +88,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for name in args.architectures:
             config_class = get_sae_training_class(name).config_class
-            sae_config = config_class(
-                d_in=D_IN,
-                d_sae=D_SAE,
-                normalize_activations="expected_average_only_in",
-                **SETTINGS[name],
-            )
+            values = {"d_in": D_IN, "d_sae": D_SAE, **SETTINGS[name]}
+            sae_config = config_class(normalize_activations="expected_average_only_in", **values)
             config = runner_config(sae_config, Path(folder), settings)
-            if "hook_name" in SETTINGS[name]:
-                config.hook_name = SETTINGS[name]["hook_name"]
+            if sae_config.hook_name:
+                config.hook_name, config.hook_layer = sae_config.hook_name, sae_config.hook_layer
             if name in STEERED:
                 target = TrainingFeatures(target_l0=TargetL0(L0, rate=0.05, damping=2.0))
                 config.features = target.to_dict()
@@ -75,7 +100,7 @@ def main() -> None:
             assert config.output_path is not None
             sae = SAE.load_from_disk(config.output_path).eval()
             found = _judge(sae, model, held_out, settings, config, speed)
-            dead = f"{found.dead_features / D_SAE:.0%}"
+            dead = f"{found.dead_features / sae.cfg.d_sae:.0%}"
             print(
                 f"| {name} | {found.l0:.1f} | {found.explained_variance:.3f} | "
                 f"{found.ce_loss_score:.3f} | {dead} | {found.tokens_per_second:,.0f} |",
