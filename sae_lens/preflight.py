@@ -28,7 +28,8 @@ from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
 # Matrices of the shape [batch, d_sae] that a dense training step holds at its peak.
 _MATRICES_PER_STEP = {"standard": 6.0, "topk": 5.3, "jumprelu": 9.4, "gated": 10.6}
 _MATRICES_OF_OTHERS = 10.6
-# The same where only active entries are computed, known beforehand for topk.
+# The same where only active entries are computed, known beforehand for these.
+_OF_KNOWN_DENSITY = ("topk", "batchtopk", "matryoshka_batchtopk")
 _MATRICES_PER_SPARSE_STEP = 2.0
 # Temporary copies of the weights in a dense step, in units of all weights.
 _COPIES_PER_STEP = 2.0
@@ -319,8 +320,9 @@ def _attempt(report: PreflightReport, action: Any) -> Any:
 def _is_surely_sparse(cfg: Any) -> bool:
     """Whether even the first steps compute active entries only."""
     kwargs: Mapping[str, Any] = cfg.activation_fn_kwargs or {}
-    k = kwargs.get("k")
-    if cfg.sparse_kernels == "dense" or str(cfg.architecture) != "topk" or not k or cfg.noise_scale:
+    k = kwargs.get("k") or getattr(cfg.sae, "k", None)
+    knows_its_density = str(cfg.architecture) in _OF_KNOWN_DENSITY
+    if cfg.sparse_kernels == "dense" or not knows_its_density or not k or cfg.noise_scale:
         return False
     if str(cfg.dtype) != "float32" or cfg.autocast or cfg.compile_sae:
         return False

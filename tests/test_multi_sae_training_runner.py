@@ -182,7 +182,7 @@ def test_each_has_its_own_folder_logs_and_output(
     )  # fmt: skip
     runner = train(cfg, rows, model)
     folder = tmp_path / "checkpoints" / "run"
-    assert sorted(path.name for path in folder.iterdir()) == sorted(HOOKS)
+    assert sorted(path.name for path in folder.iterdir()) == sorted([*HOOKS, "together"])
     raw = runner.activations_store.get_activations(torch.randint(2, 32, (2, 16)))
     for name, sae in runner.saes.items():
         assert {"224", "final_384"} <= {path.name for path in (folder / name).iterdir()}

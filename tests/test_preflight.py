@@ -129,18 +129,30 @@ _MEASURE = """
     import torch
     torch.set_num_threads(1)
     from datasets import Dataset
+    from sae_lens.registry import get_sae_training_class
     from sae_lens.sae_training_runner import SAETrainingRunner
     from tests.helpers import tiny_model
     from tests.runs import run_config, token_rows
+
+    LATER = ("batchtopk", "matryoshka_batchtopk")
 
     def status(name):
         lines = open("/proc/self/status").read().splitlines()
         return next(int(l.split()[1]) * 1024 for l in lines if l.startswith(name))
 
     def run(folder, **fields):
-        width = fields["d_in"]
-        cfg = run_config(folder, b_dec_init_method="zeros", log_to_jsonl=None, noise_scale=0.0,
-                         lr_decay_steps=0, lr_warm_up_steps=0, **fields)
+        width, architecture = fields["d_in"], fields["architecture"]
+        if architecture in LATER:
+            options = {name: fields.pop(name) for name in ("d_in", "d_sae", "k")}
+            if "matryoshka" in architecture:
+                options["matryoshka_widths"] = [options["d_sae"] // n for n in (8, 2)]
+            fields["sae"] = get_sae_training_class(fields.pop("architecture"))[1](**options)
+            fields["architecture"] = "batchtopk"
+        else:
+            fields.pop("k")
+            fields["noise_scale"] = 0.0
+        cfg = run_config(folder, b_dec_init_method="zeros", log_to_jsonl=None, lr_decay_steps=0,
+                         lr_warm_up_steps=0, **fields)
         model = tiny_model(d_model=width, n_layers=2)
         rows = Dataset.from_dict({"tokens": token_rows(64)})
         runner = SAETrainingRunner(cfg, rows, model)
@@ -149,7 +161,7 @@ _MEASURE = """
         return report.peak["cpu"]
 
     folder, fields = sys.argv[1], json.loads(sys.argv[2])
-    run(folder + "/warm", architecture=fields["architecture"], d_in=16, d_sae=64,
+    run(folder + "/warm", architecture=fields["architecture"], d_in=16, d_sae=64, k=4,
         training_tokens=320)
     gc.collect()
     open("/proc/self/clear_refs", "w").write("5")
@@ -160,11 +172,21 @@ _MEASURE = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak from /proc")
-@pytest.mark.parametrize("architecture", ["standard", "topk", "jumprelu"])
+@pytest.mark.parametrize(
+    "architecture",
+    [
+        "standard",
+        "topk",
+        *[
+            pytest.param(name, marks=pytest.mark.slow)
+            for name in ("jumprelu", "gated", "batchtopk", "matryoshka_batchtopk")
+        ],
+    ],
+)
 def test_the_estimate_is_close_to_the_peak_that_is_measured(
     architecture: str, tmp_path: Path, repository: Path
 ) -> None:
-    fields = {"architecture": architecture, "d_in": 256, "d_sae": 12288,
+    fields = {"architecture": architecture, "d_in": 256, "d_sae": 12288, "k": 32,
               "train_batch_size_tokens": 512, "training_tokens": 512 * 3,
               "store_batch_size_prompts": 16, "n_batches_in_buffer": 8}  # fmt: skip
     # Otherwise the C library keeps freed memory, how much depends on the order of events.
