@@ -32,6 +32,7 @@ from sae_lens.activations.cache_files import (
     rows_as_table,
 )
 from sae_lens.activations.cache_folder import CacheFolder, free_bytes, open_cache_folder
+from sae_lens.activations.compilation import compile_model
 from sae_lens.activations.dataset_publishing import push_dataset
 from sae_lens.activations.duration import estimated_seconds, readable_time
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device
@@ -109,7 +110,7 @@ class CacheActivationsRunner:
             model_from_pretrained_kwargs=cfg.model_from_pretrained_kwargs,
         )
         if cfg.compile_llm:
-            self.model = torch.compile(self.model, mode=cfg.llm_compilation_mode)
+            self.model = compile_model(self.model, cfg.llm_compilation_mode)
         self.activations_store = _mk_activations_store(self.model, cfg, override_dataset)
         self.context_size = self._get_sliced_context_size(cfg.context_size, cfg.seqpos_slice)
         self.features = cache_features(

@@ -11,9 +11,9 @@ import logging
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm.auto import tqdm
 
+from sae_lens.activations.compilation import compile_model
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.multi_hook import HookSite, HookView, MultiHookStore
@@ -125,7 +125,7 @@ class MultiSAETrainingRunner:
         error: BaseException | None = None
         try:
             if self.cfg.compile_llm:
-                self.model = torch.compile(self.model, mode=self.cfg.llm_compilation_mode)
+                self.model = compile_model(self.model, self.cfg.llm_compilation_mode)
                 self.activations_store.model = self.model
             for name, one in loggers.items():
                 one.start(self._configs[name].to_dict())

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from sae_lens.activations.compilation import compile_model
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.store import ActivationsStore
@@ -272,7 +273,7 @@ class SAETrainingRunner:
     def _compile_if_needed(self) -> None:
         """Compile model and SAE as the config asks, before anything is built on them."""
         if self.cfg.compile_llm:
-            self.model = torch.compile(self.model, mode=self.cfg.llm_compilation_mode)
+            self.model = compile_model(self.model, self.cfg.llm_compilation_mode)
             self.activations_store.model = self.model
         if self.cfg.compile_sae:
             backend = "aot_eager" if self.sae.device.type == "mps" else "inductor"

@@ -12,7 +12,7 @@ not depend on which other hooks are read in the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 import torch
@@ -68,6 +68,15 @@ _SERVED = frozenset(
 )
 
 
+def is_known_model(model: Any) -> bool:
+    """Whether this is a TransformerLens model with the forward pass that stands here."""
+    return (
+        isinstance(model, HookedTransformer)
+        and type(model).forward is HookedTransformer.forward
+        and type(model).input_to_embed is HookedTransformer.input_to_embed
+    )
+
+
 def can_run_fused(model: Any) -> bool:
     """Whether `run_fused` may stand for the model's own forward pass over tokens.
 
@@ -76,9 +85,7 @@ def can_run_fused(model: Any) -> bool:
     recorded.
     """
     return (
-        isinstance(model, HookedTransformer)
-        and type(model).forward is HookedTransformer.forward
-        and type(model).input_to_embed is HookedTransformer.input_to_embed
+        is_known_model(model)
         and not _has_hooks(model)
         and not torch.is_grad_enabled()
         and not nn.modules.module._has_any_global_hook()
@@ -98,6 +105,7 @@ def run_fused(
     tokens: Int[Tensor, "batch pos"],
     hook_names: Collection[str],
     is_fusable: list[bool],
+    block_function: Callable[[Any, Tensor], Tensor] | None = None,
 ) -> None:
     """Run the model over tokens; hook points on the way get the values they always get.
 
@@ -106,6 +114,7 @@ def run_fused(
         tokens: token ids.
         hook_names: hook points that must be called.
         is_fusable: the result of `fusable_blocks`, from before hooks of one's own were added.
+        block_function: a compiled `run_block`, for blocks without a hook that is asked for.
     """
     residual = model.input_to_embed(tokens, prepend_bos=False)[0]
     n_pos = tokens.shape[1]
@@ -114,7 +123,8 @@ def run_fused(
         prefix = f"blocks.{index}."
         wanted = {name[len(prefix) :] for name in hook_names if name.startswith(prefix)}
         if is_fusable[index] and wanted <= _SERVED and n_pos <= block.attn.mask.shape[0]:
-            residual = _run_block(block, residual)
+            function = run_block if wanted or block_function is None else block_function
+            residual = function(block, residual)
         else:
             residual = block(residual)
     model(residual, start_at_layer=model.cfg.n_layers)
@@ -141,9 +151,10 @@ def _has_hooks(module: nn.Module) -> bool:
     return bool(module._forward_hooks or module._forward_pre_hooks)
 
 
-def _run_block(
+def run_block(
     block: Any, resid_pre: Float[Tensor, "batch pos d_model"]
 ) -> Float[Tensor, "batch pos d_model"]:
+    """A block of known parts, from the residual stream before it to that behind it."""
     cfg = block.cfg
     resid_pre = block.hook_resid_pre(resid_pre)
     attn_out = _attention(block.attn, _normalised(block.ln1, resid_pre))

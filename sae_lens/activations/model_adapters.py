@@ -9,7 +9,7 @@ store needs: device, vocabulary, context length, names of hooks.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -19,6 +19,7 @@ from torch import Tensor
 from transformer_lens import HookedTransformer
 from transformer_lens.hook_points import HookedRootModule, HookPoint
 
+from sae_lens.activations.compilation import compiled_block, is_compiled
 from sae_lens.activations.fused_forward import can_run_fused, fusable_blocks, run_fused
 
 # Arguments of `run_with_cache` that `forward` does not know.
@@ -78,8 +79,8 @@ def activations_at_hooks(
     """
     if _runs_truncated(model, model_kwargs):
         return _run_to_hooks(model, tokens, hook_names, model_kwargs, fused)
-    if _is_compiled(model) and _runs_truncated(model._orig_mod, model_kwargs):
-        return _run_compiled(model, tokens, hook_names, stop_at_layer, model_kwargs)
+    if is_compiled(model) and _runs_truncated(model._orig_mod, model_kwargs):
+        return _run_compiled(model, tokens, hook_names, stop_at_layer, model_kwargs, fused)
     arguments = {
         "names_filter": list(hook_names),
         "stop_at_layer": stop_at_layer,
@@ -194,6 +195,7 @@ def _run_to_hooks(
     hook_names: Sequence[str],
     model_kwargs: dict[str, Any],
     fused: bool,
+    block_function: Callable[..., Tensor] | None = None,
 ) -> dict[str, Tensor]:
     for name in hook_names:
         require_hook(model, name)
@@ -203,7 +205,7 @@ def _run_to_hooks(
     with _collecting(model, collector):
         try:
             if any(is_fusable):
-                run_fused(model, tokens, hook_names, is_fusable)
+                run_fused(model, tokens, hook_names, is_fusable, block_function)
             else:
                 model(tokens, **{"prepend_bos": False, **model_kwargs})
         except _HooksReached:
@@ -217,7 +219,12 @@ def _run_compiled(
     hook_names: Sequence[str],
     stop_at_layer: int,
     model_kwargs: dict[str, Any],
+    fused: bool,
 ) -> dict[str, Tensor]:
+    original = model._orig_mod
+    if fused and not model_kwargs and can_run_fused(original) and any(fusable_blocks(original)):
+        function = compiled_block(model)
+        return _run_to_hooks(original, tokens, hook_names, model_kwargs, fused, function)
     for name in hook_names:
         require_hook(model, name)
     collector = _Collector(hook_names, stop=False)
@@ -225,7 +232,7 @@ def _run_compiled(
         arguments = {"prepend_bos": False, "stop_at_layer": stop_at_layer, **model_kwargs}
         model(tokens, **arguments)
     if collector.missing:
-        return _run_to_hooks(model._orig_mod, tokens, hook_names, model_kwargs, fused=False)
+        return _run_to_hooks(original, tokens, hook_names, model_kwargs, fused=False)
     return collector.found
 
 
@@ -237,10 +244,6 @@ def _runs_truncated(model: Any, model_kwargs: dict[str, Any]) -> bool:
         and "run_with_cache" not in vars(model)
         and not _CACHE_ARGUMENTS.intersection(model_kwargs)
     )
-
-
-def _is_compiled(model: Any) -> bool:
-    return isinstance(model, torch.nn.Module) and "_orig_mod" in model._modules
 
 
 def _did_not_run(hook_name: str) -> str:

@@ -61,7 +61,8 @@ class CacheActivationsRunnerConfig:
         hf_is_private_repo: make the repository private.
         model_kwargs: arguments of the language model's forward pass.
         model_from_pretrained_kwargs: arguments for loading the language model.
-        compile_llm: compile the language model.
+        compile_llm: compile the blocks of a TransformerLens model that run before the hook (any
+            other model is compiled too, but gathers no faster; a warning says so).
         llm_compilation_mode: mode of that compilation.
         prepend_bos: begin prompts with a beginning-of-sequence token; only for text.
         seqpos_slice: positions of a prompt that are cached: arguments of slice().

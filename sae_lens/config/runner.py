@@ -100,7 +100,8 @@ class LanguageModelSAERunnerConfig:
         jumprelu_bandwidth: width of the window of its pseudo-gradient.
         autocast: train in bfloat16 where that is safe.
         autocast_lm: run the language model in bfloat16 where that is safe.
-        compile_llm: compile the language model.
+        compile_llm: compile the blocks of a TransformerLens model that run before the hook (any
+            other model is compiled too, but gathers no faster; a warning says so).
         llm_compilation_mode: mode of that compilation.
         compile_sae: compile the training pass of the SAE.
         sae_compilation_mode: mode of that compilation.

@@ -61,13 +61,13 @@ def reference(model: HookedTransformer, hook: str) -> torch.Tensor:
 def fused_calls(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The blocks that were run by the fused operations, as they are run."""
     calls: list[Any] = []
-    run_block = fused_forward._run_block
+    run_block = fused_forward.run_block
 
     def counting(block: Any, residual: torch.Tensor) -> torch.Tensor:
         calls.append(block)
         return run_block(block, residual)
 
-    monkeypatch.setattr(fused_forward, "_run_block", counting)
+    monkeypatch.setattr(fused_forward, "run_block", counting)
     return calls
 
 
