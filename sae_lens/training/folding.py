@@ -66,13 +66,22 @@ def saved_form(
     is_raw = source.norm_scaling_factor is None and source.whitening is None
     if is_raw and not unit_decoder and not averages:
         return sae
-    folded = detached_copy(sae)
-    for name, value in (averages or {}).items():
-        folded.get_parameter(name).copy_(value)
+    folded = with_averages(sae, averages) if averages else detached_copy(sae)
     if unit_decoder:
         folded.set_decoder_norm_to_unit_norm()
     fold_source(folded, source)
     return folded
+
+
+@torch.no_grad()
+def with_averages(sae: Any, averages: Mapping[str, Tensor]) -> Any:
+    """A copy of an SAE that has these parameters; the SAE itself when there are none."""
+    if not averages:
+        return sae
+    twin = detached_copy(sae)
+    for name, value in averages.items():
+        twin.get_parameter(name).copy_(value)
+    return twin
 
 
 def record_filter(cfg: Any, source: ActivationSource) -> None:

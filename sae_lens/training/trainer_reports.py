@@ -13,7 +13,7 @@ from sae_lens.saes.training import TrainingSAE, TrainStepOutput
 from sae_lens.training.active_features import ActiveFeatures
 from sae_lens.training.checkpoint_policy import CheckpointPolicy
 from sae_lens.training.evaluation import Evaluator
-from sae_lens.training.folding import saved_form
+from sae_lens.training.folding import saved_form, with_averages
 from sae_lens.training.log_values import (
     _unwrap_item,
     density_values,
@@ -119,7 +119,7 @@ class TrainerReports(FiringStatisticsNames):
         # Whether there are evaluations must not change the random numbers of the training.
         devices = [self.sae.device] if self.sae.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
-            sae = self.sae
+            sae = with_averages(self.sae, self.features.averager.averages)
             if self.source.whitening is not None:
                 # evaluators know of scaling; of whitening they need not
                 sae = saved_form(sae, self.source)

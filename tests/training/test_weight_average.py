@@ -12,6 +12,7 @@ from sae_lens.saes import TrainingSAE
 from sae_lens.training.resume_files import read_resume_files
 from tests.helpers import assert_close
 from tests.runs import assert_same_weights, make_runner, run_config, train
+from tests.training.runs_on_batches import make_sae, trainer
 
 FEATURES = {"features": {"weight_average": {"decay": 0.8}}}
 
@@ -65,3 +66,21 @@ def test_going_on_is_exact(tmp_path: Path):
     assert_same_weights(
         train(run_config(tmp_path, resume_from_checkpoint=folder, **FEATURES)), whole
     )
+
+
+def test_evaluations_are_of_the_averages():
+    seen: list[tuple[Tensor, Tensor]] = []
+    sae = make_sae()
+    run = trainer(sae, FEATURES["features"], n_steps=4)
+    run.evaluator = lambda evaluated, *_: (
+        seen.append((evaluated.W_enc.clone(), run.features.averager.averages["W_enc"].clone()))
+        or {}
+    )
+    run._policy.best_metric = "some"
+    run._policy.take_evaluation = lambda metrics: None  # type: ignore[method-assign]
+    run.cfg.logger.wandb_log_frequency = run.cfg.logger.eval_every_n_wandb_logs = 1
+    run.fit()
+    assert len(seen) == 4
+    for evaluated, average in seen:
+        assert torch.equal(evaluated, average)
+    assert (seen[2][0] - seen[3][0]).abs().max() > 1e-4
