@@ -15,7 +15,7 @@ from sae_lens.training.loss_schedules import checkpoint_steps
 from sae_lens.training.optim import check_has_thresholds
 from sae_lens.training.resampling import resample_dead_features
 from sae_lens.training.scheduled_settings import ScheduledSettings
-from sae_lens.training.target_l0 import L0Controller
+from sae_lens.training.target_l0 import L0Controller, report_own_target
 from sae_lens.training.weight_average import WeightAverager
 
 
@@ -83,11 +83,17 @@ class ActiveFeatures:
             resample_dead_features(sae, optimizer, batch, output, dead, resampling.encoder_norm)
         self.averager.update(sae)
 
-    def finish(self, sae: Any) -> None:
-        """Give the SAE the averaged weights; say when the target L0 was not reached."""
+    def finish(self, sae: Any, mean_l0: float | None = None) -> None:
+        """Give the SAE the averaged weights; say when a target L0 was not reached.
+
+        Args:
+            sae: the SAE.
+            mean_l0: features per token of late, where that is known.
+        """
         self.averager.copy_into(sae)
         self.settings.finish(sae)
         self.controller.report()
+        report_own_target(sae, mean_l0)
 
     def metrics(self) -> dict[str, float]:
         """What is worth logging."""

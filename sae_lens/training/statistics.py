@@ -64,6 +64,10 @@ class FiringStatistics:
         """Share of the window's tokens on which each feature fired; zeros in an empty window."""
         return self.firing_counts / max(self.n_tokens, 1)
 
+    def mean_l0(self) -> float | None:
+        """Features per token of the window; None when it is empty. Waits for the device."""
+        return self.densities.sum().item() if self.n_tokens else None
+
     def silent_for_more_than(self, n_steps: int) -> Bool[Tensor, " d_sae"]:
         """Which features have been silent for more than `n_steps` training steps."""
         return self.steps_since_fired > n_steps

@@ -105,19 +105,17 @@ class L0Controller:
         settings = self.settings
         if settings is None or self.mean_l0 is None:
             return
-        ratio = max(self.mean_l0, 1e-9) / settings.target
-        if 1 / _TOLERATED_RATIO <= ratio <= _TOLERATED_RATIO:
-            return
-        logger.warning(
-            "The target L0 of %s was not reached: it ended at %.1f, having been between %.1f and "
-            "%.1f, with the sparsity coefficient at %.3g times its configured value. Train for "
-            "longer, or start from another coefficient.",
-            settings.target,
-            self.mean_l0,
-            self.lowest,
-            self.highest,
-            self.scale,
-        )
+        if not _is_reached(self.mean_l0, settings.target):
+            logger.warning(
+                "The target L0 of %s was not reached: it ended at %.1f, having been between %.1f "
+                "and %.1f, with the sparsity coefficient at %.3g times its configured value. Train "
+                "for longer, or start from another coefficient.",
+                settings.target,
+                self.mean_l0,
+                self.lowest,
+                self.highest,
+                self.scale,
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What of it changes."""
@@ -133,3 +131,19 @@ class L0Controller:
         self.log_scale, self.scale = state["log_scale"], state["coefficient_scale"]
         self.mean_l0 = state["mean_l0"]
         self.lowest, self.highest = state.get("range_of_l0", (math.inf, 0.0))
+
+
+def report_own_target(sae: Any, mean_l0: float | None) -> None:
+    """Say when the target L0 in a jumprelu SAE's own loss was not reached, and what was."""
+    is_quadratic = getattr(sae.cfg, "jumprelu_sparsity_loss_mode", None) == "quadratic"
+    if is_quadratic and mean_l0 is not None and not _is_reached(mean_l0, sae.cfg.target_l0):
+        logger.warning(
+            "The target L0 of %s was not reached: it was %.1f at the end. Train for longer, or "
+            "with another l0_coefficient.",
+            sae.cfg.target_l0,
+            mean_l0,
+        )
+
+
+def _is_reached(l0: float, target: float) -> bool:
+    return 1 / _TOLERATED_RATIO <= max(l0, 1e-9) / target <= _TOLERATED_RATIO

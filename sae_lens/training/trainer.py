@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens._version import __version__
+from sae_lens.kernels.determinism import check_determinism
 from sae_lens.saes.training import TrainingSAE, TrainStepInput, TrainStepOutput
 from sae_lens.saes.training_step import reported_features
 from sae_lens.training.active_features import ActiveFeatures
@@ -124,6 +125,8 @@ class SAETrainer(TrainerReports, TrainerState):
                 ensure_writable(self.cfg.checkpoint_path)
                 self.warn_if_not_resumable()
 
+        for note in check_determinism(self.sae.device):
+            logger.warning("%s", note)
         _update_sae_lens_training_version(self.sae)
         if getattr(self.cfg, "sparse_kernels", "auto") != "auto":
             self.sae.sparse_kernels = self.cfg.sparse_kernels
@@ -354,7 +357,7 @@ class SAETrainer(TrainerReports, TrainerState):
         SAE was trained on scaled or whitened activations, that is folded in, so that it works on
         raw ones; the rows are not normalised after that, which would take the factor out again.
         """
-        self.features.finish(self.sae)
+        self.features.finish(self.sae, self.statistics.mean_l0())
         if self.normalizes_decoder:
             self.sae.set_decoder_norm_to_unit_norm()
         fold_source(self.sae, self.source)

@@ -73,6 +73,17 @@ def test_a_target_out_of_reach_is_reported(caplog: Any):
     assert "having been between" in caplog.text
 
 
+@pytest.mark.parametrize(("target", "is_reported"), [(2.0, True), (24.0, False)])
+def test_the_target_in_an_saes_own_loss_is_reported_too(
+    target: float, is_reported: bool, caplog: Any
+):
+    fields = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": target}
+    sae = make_sae(JumpReLUTrainingSAEConfig, jumprelu_init_threshold=1e-4, **fields)
+    trainer(sae, None, n_steps=2, lr=1e-6).fit()  # half of all features are above 0 at the start
+    said = f"target L0 of {target} was not reached: it was 2" in caplog.text
+    assert said == is_reported
+
+
 def test_the_result_is_the_average():
     plain, averaged = make_sae(), make_sae()
     history: list[Tensor] = []
