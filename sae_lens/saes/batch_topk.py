@@ -97,11 +97,14 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     @torch.no_grad()
     def update_topk_threshold(self, feature_acts: Tensor) -> None:
         """Move towards the smallest positive kept activation; stay when there is none."""
-        values = feature_acts.values() if feature_acts.is_sparse else feature_acts
-        kept = values.detach()
-        smallest = torch.where(kept > 0, kept, torch.inf).min().to(self.topk_threshold.dtype)
+        smallest = self.smallest_kept(feature_acts.detach()).to(self.topk_threshold.dtype)
         moved = torch.lerp(self.topk_threshold, smallest, self.cfg.topk_threshold_lr)
         self.topk_threshold.copy_(torch.where(smallest.isfinite(), moved, self.topk_threshold))
+
+    def smallest_kept(self, feature_acts: Tensor) -> Tensor:
+        """The smallest positive activation of a batch, dense or sparse; not finite without one."""
+        kept = feature_acts.values() if feature_acts.is_sparse else feature_acts
+        return torch.where(kept > 0, kept, torch.inf).min()
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(self, activation_norm_scaling_factor: float) -> None:

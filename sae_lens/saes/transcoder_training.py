@@ -10,7 +10,8 @@ starts at zero and sees the input as it comes; what normalises each token is for
 Saved for inference, relu and jumprelu stay what they are. Those that select become jumprelu
 transcoders, whose threshold follows the smallest kept activation while training, since released
 formats have no transcoder that selects. For batchtopk that is how it is meant to be used; for topk
-it is an approximation (k on average instead of k for each token).
+it is an approximation (about k on average instead of k for each token), for which the threshold
+follows the mean over tokens of the smallest.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -247,6 +249,22 @@ class TopKTranscoderTrainingSAE(BatchTopKTranscoderTrainingSAE):
 
     def _make_activation_fn(self) -> nn.Module:
         return TopK(int(self.cfg.activation_fn_kwargs["k"]))
+
+    def smallest_kept(self, feature_acts: Tensor) -> Tensor:
+        """The mean over tokens of each one's smallest, above which there are about k on average.
+
+        The smallest of all, that of the token with the weakest features, would let far more pass.
+        """
+        if feature_acts.is_sparse:
+            rows, values = feature_acts.indices()[0], feature_acts.values()
+            smallest = values.new_full((feature_acts.shape[0],), torch.inf)
+            positive = torch.where(values > 0, values, torch.inf)
+            smallest = smallest.scatter_reduce(0, rows, positive, "amin")
+        else:
+            smallest = torch.where(feature_acts > 0, feature_acts, torch.inf).amin(dim=-1)
+        finite = smallest.isfinite()
+        total = torch.where(finite, smallest, 0).sum()
+        return torch.where(finite.any(), total / finite.sum().clamp(min=1), torch.inf)
 
 
 class TopKSkipTranscoderTrainingSAE(TopKTranscoderTrainingSAE):

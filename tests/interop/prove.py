@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from worker import FLAT, cases
+from worker import FLAT, cases, trained_cases
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent.parent
@@ -70,12 +70,18 @@ def readable_by(release: str) -> list[str]:
     """The cases that a release can know: 5.x has the four flat architectures."""
     if release.startswith("6"):
         return list(cases())
-    return [name for name, options in cases().items() if options["architecture"] in FLAT]
+    known = (name for name, options in cases().items() if options["architecture"] in FLAT)
+    return [name for name in known if name not in trained_cases()]
 
 
 def written_by(release: str) -> list[str]:
     """The cases that a release can write: rescaling came with 6.x."""
-    return [name for name in readable_by(release) if release[0] == "6" or "rescaled" not in name]
+    own = trained_cases()
+    return [
+        name
+        for name in readable_by(release)
+        if name not in own and (release[0] == "6" or "rescaled" not in name)
+    ]
 
 
 def prove(venvs: Path) -> dict[str, dict[str, dict[str, str]]]:

@@ -86,6 +86,33 @@ def cases() -> dict[str, dict[str, Any]]:
             "normalize_activations": "constant_scalar_rescale",
             **options,
         }
+    found |= trained_cases()
+    return found
+
+
+def trained_cases() -> dict[str, dict[str, Any]]:
+    """SAEs that only this library trains, in the folders that it writes for use elsewhere."""
+    found: dict[str, dict[str, Any]] = {}
+    for kind in ("", "jumprelu_", "topk_", "batchtopk_"):
+        for name in ("transcoder", "skip_transcoder"):
+            for normalization in (*NORMALIZATIONS, "whitening"):
+                found[f"trained {kind}{name}-{normalization}"] = {
+                    "architecture": f"{kind}{name}",
+                    "d_out": D_OUT,
+                    "normalize_activations": normalization,
+                }
+    for name in ("standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk",
+                 "abstopk"):  # fmt: skip
+        found[f"trained {name}-whitening"] = {
+            "architecture": name,
+            "normalize_activations": "whitening",
+        }
+    for name in ("transcoder", "jumprelu_skip_transcoder"):
+        found[f"trained {name}, checkpoint"] = {
+            "architecture": name,
+            "d_out": D_OUT,
+            "checkpoint": True,
+        }
     return found
 
 
@@ -178,6 +205,43 @@ def build(options: dict[str, Any]) -> Any:
     return sae.eval()
 
 
+def trained(options: dict[str, Any]) -> Any:
+    """A training SAE of this library after some steps, with a whitening folded in if it has one."""
+    from sae_lens.registry import get_sae_training_class
+    from sae_lens.saes.whitening import fold_whitening
+    from sae_lens.whitening import CovarianceEstimate
+
+    options = {name: value for name, value in options.items() if name != "checkpoint"}
+    sae_class, config_class = get_sae_training_class(options.pop("architecture"))
+    if "k" in config_class.__dataclass_fields__:
+        options["k"] = 5
+    if "matryoshka_widths" in config_class.__dataclass_fields__:
+        options["matryoshka_widths"] = [10, M]
+    if "d_out" in options:
+        options["hook_name_out"] = "blocks.1.hook_mlp_out"
+    torch.manual_seed(1)
+    sae = sae_class(
+        config_class(
+            d_in=D, d_sae=M, model_name="toy", hook_name="blocks.1.hook_resid_mid", **options
+        )
+    )
+    optimizer = torch.optim.Adam(sae.parameters(), lr=0.01)
+    batches = torch.randn(30, 64, D + options.get("d_out", 0)) * 2 + 0.5
+    for batch in batches:
+        output = sae.training_forward_pass(batch, 0.1)
+        output.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    if options.get("normalize_activations") == "whitening":
+        maps = []
+        for part in batches.flatten(0, 1).split([D, batches.shape[-1] - D], dim=-1):
+            estimate = CovarianceEstimate()
+            estimate.add(part @ torch.randn(part.shape[-1], part.shape[-1]) + 1)
+            maps += [estimate.whitening()] if part.shape[-1] else []
+        fold_whitening(sae, *maps)
+    return sae.eval()
+
+
 def inputs(options: dict[str, Any]) -> torch.Tensor:
     generator = torch.Generator().manual_seed(7)
     shape = (3, 6, 4, D // 4) if "hook_name" in options else (3, 6, D)
@@ -200,11 +264,19 @@ def write(folder: Path, names: list[str]) -> list[str]:
     """Save the SAEs of the named cases, each into a folder of its own."""
     for name in names:
         options = cases()[name]
-        sae = build(options)
-        expected = numbers(sae, inputs(options))
+        is_trained = name in trained_cases()
+        sae = used = trained(options) if is_trained else build(options)
         target = folder / name
         target.mkdir(parents=True, exist_ok=True)
-        (sae.save_model)(str(target))
+        if is_trained:
+            from sae_lens import SAE
+
+            used = SAE.from_components(*sae.inference_components()).eval()
+        expected = numbers(used, inputs(options))
+        if is_trained and not options.get("checkpoint"):
+            sae.save_inference_model(target)
+        else:
+            (sae.save_model)(str(target))
         save_file({k: v.contiguous() for k, v in expected.items()}, target / "numbers.safetensors")
     return names
 

@@ -147,6 +147,33 @@ def test_what_normalises_each_token_is_for_the_encoder_alone(architecture: str):
         assert_close(inference(x), want)
 
 
+@pytest.mark.parametrize("form", ["dense", "sparse"])
+def test_the_threshold_of_topk_lets_k_pass_on_average(form: Any):
+    sae = make("topk_transcoder", topk_threshold_lr=1.0)
+    sae.sparse_kernels = form
+    # tokens of very different strength: the weakest one's k-th feature is far below the others'
+    x = activations(400) * torch.linspace(0.2, 2, 400)[:, None]
+    output = one_step(sae, torch.cat([x, activations(400, D_OUT)], dim=-1))
+    features = output.feature_acts
+    features = features.to_dense() if features.is_sparse else features
+    smallest = torch.where(features > 0, features, torch.inf).amin(dim=-1)
+    assert sae.topk_threshold.item() == pytest.approx(smallest.mean().item(), rel=1e-5)
+    inference = SAE.from_components(*sae.inference_components())
+    l0 = (inference.encode(x) > 0).float().sum(dim=-1).mean().item()
+    assert 0.7 * 5 < l0 < 1.5 * 5
+
+
+def test_a_batch_without_features_leaves_the_threshold():
+    for form in ("dense", "sparse"):
+        sae = make("topk_skip_transcoder")
+        sae.sparse_kernels = form
+        with torch.no_grad():
+            sae.b_enc.fill_(-100.0)
+            sae.topk_threshold.fill_(0.3)
+        one_step(sae, activations(8, D_IN + D_OUT))
+        assert sae.topk_threshold == 0.3
+
+
 def test_a_transcoder_learns_a_linear_map():
     torch.manual_seed(0)
     true = torch.randn(D_IN, D_OUT) / D_IN**0.5
