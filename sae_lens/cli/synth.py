@@ -24,12 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--l0", nargs="+", type=float, default=[3.0, 6.0, 9.0], help="wanted active latents"
     )
-    parser.add_argument("--d-in", type=int, default=32, help="width of the activations")
-    parser.add_argument("--n-features", type=int, default=96, help="true features")
+    parser.add_argument("--d-in", type=int, default=64, help="width of the activations")
+    parser.add_argument("--n-features", type=int, default=128, help="true features")
     parser.add_argument("--d-sae", type=int, help="latents; as many as true features by default")
     parser.add_argument("--mean-l0", type=float, default=6.0, help="true features active at once")
     parser.add_argument("--zipf", type=float, default=0.5, help="exponent of firing frequencies")
-    parser.add_argument("--steps", type=int, default=2000, help="training steps of each SAE")
+    parser.add_argument("--steps", type=int, default=4000, help="training steps of each SAE")
     parser.add_argument("--batch-size", type=int, default=256, help="samples per step")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
     parser.add_argument("--seed", type=int, default=0, help="of data and first weights")
@@ -40,8 +40,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each SAE, write the files."""
+    from sae_lens.synthetic.architectures import architectures
     from sae_lens.synthetic.benchmark import (
-        ARCHITECTURES,
         BenchmarkConfig,
         curves,
         run_benchmark,
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
                 zipf=args.zipf,
                 seed=args.seed,
             ),
-            architectures=tuple(args.architectures or ARCHITECTURES),
+            architectures=tuple(args.architectures or architectures()),
             l0s=tuple(args.l0),
             d_sae=args.d_sae,
             n_steps=args.steps,
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
-    print(f"{'architecture':<22}{'wanted':>8}" + "".join(f"{name[:11]:>12}" for name in _COLUMNS))
+    print(f"{'architecture':<36}{'wanted':>8}" + "".join(f"{name[:11]:>12}" for name in _COLUMNS))
     results = run_benchmark(cfg, report=_print_result)
     if args.output is not None:
         plain = {"config": asdict(cfg), "results": [result.to_dict() for result in results]}
@@ -86,4 +86,4 @@ def run(args: argparse.Namespace) -> int:
 
 def _print_result(result: BenchmarkResult) -> None:
     values = "".join(f"{getattr(result.recovery, name):>12.3f}" for name in _COLUMNS)
-    print(f"{result.architecture:<22}{result.wanted_l0:>8g}{values}", flush=True)
+    print(f"{result.architecture:<36}{result.wanted_l0:>8g}{values}", flush=True)

@@ -1,7 +1,7 @@
 """Activations made of known sparse features, and how well SAEs find them."""
 
+from sae_lens.synthetic.architectures import architectures
 from sae_lens.synthetic.benchmark import (
-    ARCHITECTURES,
     BenchmarkConfig,
     BenchmarkResult,
     run_benchmark,
@@ -9,16 +9,19 @@ from sae_lens.synthetic.benchmark import (
 )
 from sae_lens.synthetic.data import SyntheticConfig, SyntheticData, SyntheticSample
 from sae_lens.synthetic.metrics import Recovery, recovery_of
+from sae_lens.synthetic.views import View, view_of
 
 __all__ = [
-    "ARCHITECTURES",
     "BenchmarkConfig",
     "BenchmarkResult",
     "Recovery",
     "SyntheticConfig",
     "SyntheticData",
     "SyntheticSample",
+    "View",
+    "architectures",
     "recovery_of",
     "run_benchmark",
     "train_on_synthetic",
+    "view_of",
 ]

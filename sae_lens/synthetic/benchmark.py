@@ -10,38 +10,16 @@ import torch
 
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.config.trainer import SAETrainerConfig
-from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE, TrainingSAE
+from sae_lens.synthetic.architectures import architectures, config_for, is_steered, kind_of
 from sae_lens.synthetic.data import SyntheticConfig, SyntheticData
 from sae_lens.synthetic.metrics import Recovery, recovery_of
+from sae_lens.synthetic.views import view_of
 from sae_lens.training.features import TargetL0, TrainingFeatures
 from sae_lens.training.trainer import SAETrainer
 
 _TEST_SAMPLES = 4096
 _TEST_SEED = 1_000_003
-
-# Settings of each architecture for a wanted L0 and width. Those without k are steered to the L0.
-ARCHITECTURES: dict[str, Callable[[float, int], dict[str, Any]]] = {
-    "standard": lambda l0, d_sae: {"l1_coefficient": 0.05},
-    "gated": lambda l0, d_sae: {"l1_coefficient": 0.05},
-    "jumprelu": lambda l0, d_sae: {
-        "l0_coefficient": 0.02,
-        "jumprelu_bandwidth": 0.1,
-        "jumprelu_init_threshold": 0.01,
-    },
-    "topk": lambda l0, d_sae: {"k": max(1, round(l0))},
-    "batchtopk": lambda l0, d_sae: {"k": l0},
-    "matryoshka_batchtopk": lambda l0, d_sae: {
-        "k": l0,
-        "matryoshka_widths": [max(1, d_sae // 4), max(2, d_sae // 2), d_sae],
-    },
-    "abstopk": lambda l0, d_sae: {"k": max(1, round(l0))},
-    "matching_pursuit": lambda l0, d_sae: {
-        "max_iterations": max(1, round(l0)),
-        "decoder_init_norm": 1.0,
-    },
-}
-_WITHOUT_K = ("standard", "gated", "jumprelu")
 
 
 @dataclass(frozen=True)
@@ -60,19 +38,20 @@ class BenchmarkConfig:
     """
 
     data: SyntheticConfig = field(default_factory=SyntheticConfig)
-    architectures: tuple[str, ...] = tuple(ARCHITECTURES)
+    architectures: tuple[str, ...] = field(default_factory=architectures)
     l0s: tuple[float, ...] = (3.0, 6.0, 9.0)
     d_sae: int | None = None
-    n_steps: int = 2000
+    n_steps: int = 4000
     batch_size: int = 256
     lr: float = 3e-3
     seed: int = 0
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.architectures if name not in ARCHITECTURES]
+        known = architectures()
+        unknown = [name for name in self.architectures if name not in known]
         if unknown or not self.architectures:
             raise ValueError(
-                f"Unknown architectures {unknown}; the benchmark knows {', '.join(ARCHITECTURES)}."
+                f"Unknown architectures {unknown}; the benchmark knows {', '.join(known)}."
             )
         d_sae = self.d_sae or self.data.n_features
         if not self.l0s or any(not 1 <= l0 <= d_sae for l0 in self.l0s):
@@ -97,12 +76,10 @@ def train_on_synthetic(
 ) -> TrainingSAE:
     """Train one SAE."""
     d_sae = cfg.d_sae or data.cfg.n_features
-    config_class = get_sae_training_class(architecture).config_class
     torch.manual_seed(cfg.seed)
-    settings = ARCHITECTURES[architecture](wanted_l0, d_sae)
-    sae = TrainingSAE(config_class(d_in=data.cfg.d_in, d_sae=d_sae, **settings))
+    sae = TrainingSAE(config_for(architecture, wanted_l0, data.cfg.d_in, d_sae))
     features = None
-    if architecture in _WITHOUT_K:
+    if is_steered(architecture):
         features = TrainingFeatures(target_l0=TargetL0(wanted_l0, rate=0.01, damping=2.0))
     trainer_cfg = SAETrainerConfig(
         total_training_samples=cfg.n_steps * cfg.batch_size,
@@ -115,7 +92,8 @@ def train_on_synthetic(
         logger=LoggingConfig(log_to_wandb=False),
     )
     trainer_cfg.verbose = False  # type: ignore[attr-defined]  # no progress bar for each of many
-    SAETrainer(trainer_cfg, sae, data.batches(cfg.batch_size)).fit()
+    view = view_of(kind_of(architecture), data)
+    SAETrainer(trainer_cfg, sae, view.batches(cfg.batch_size)).fit()
     return sae
 
 
@@ -131,15 +109,17 @@ def run_benchmark(
         report: called with each result as soon as it is known.
     """
     data = SyntheticData(cfg.data)
-    sample = data.sample(_TEST_SAMPLES, torch.Generator().manual_seed(_TEST_SEED + cfg.data.seed))
     results = []
     random_state = torch.get_rng_state()
     try:
         for architecture in cfg.architectures:
+            view = view_of(kind_of(architecture), data)
+            generator = torch.Generator().manual_seed(_TEST_SEED + cfg.data.seed)
+            sample = view.sample(_TEST_SAMPLES, generator)
             for l0 in cfg.l0s:
                 trained = train_on_synthetic(architecture, l0, data, cfg)
                 sae = SAE.from_components(*trained.inference_components()).eval()
-                found = recovery_of(sae, data.directions, sample)
+                found = recovery_of(sae, view.directions, sample)
                 results.append(BenchmarkResult(architecture, l0, found))
                 if report is not None:
                     report(results[-1])

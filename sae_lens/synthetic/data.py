@@ -41,8 +41,8 @@ class SyntheticConfig:
         seed: of directions and samples.
     """
 
-    d_in: int = 32
-    n_features: int = 96
+    d_in: int = 64
+    n_features: int = 128
     mean_l0: float = 6.0
     zipf: float = 0.5
     n_correlated_pairs: int = 8
@@ -124,9 +124,13 @@ class SyntheticData:
 
     def batches(self, batch_size: int, seed: int | None = None) -> Iterator[Tensor]:
         """Activations without end, [batch_size, d_in] each."""
-        generator = torch.Generator().manual_seed(self.cfg.seed + 1 if seed is None else seed)
+        generator = self.generator_of_batches(seed)
         while True:
             yield self.sample(batch_size, generator).activations
+
+    def generator_of_batches(self, seed: int | None = None) -> torch.Generator:
+        """What draws training batches; by default by the config's seed."""
+        return torch.Generator().manual_seed(self.cfg.seed + 1 if seed is None else seed)
 
 
 def zipf_frequencies(n: int, total: float, exponent: float) -> Float[Tensor, " n"]:

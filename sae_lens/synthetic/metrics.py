@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens.synthetic.data import SyntheticSample
+from sae_lens.synthetic.views import ViewedSample
 
 
 @dataclass
@@ -54,21 +55,26 @@ def match_directions(
 
 @torch.no_grad()
 def recovery_of(
-    sae: Any, directions: Float[Tensor, "n_features d_in"], sample: SyntheticSample
+    sae: Any, directions: Float[Tensor, "n_features d_in"], sample: SyntheticSample | ViewedSample
 ) -> Recovery:
     """Compare an SAE with the truth.
 
     Args:
         sae: the SAE, in evaluation mode.
-        directions: of the true features.
+        directions: of the true features, where the SAE writes.
         sample: activations on which firing is compared.
     """
-    x, truth = sample
+    x, truth = sample.activations, sample.features
+    written = getattr(sample, "written", None)
+    target = x if written is None else written
     acts = sae.encode(x)
     acts = acts.to_dense() if acts.is_sparse else acts
-    recons = sae.decode(acts)
+    recons = sae(x)  # not of the features alone: a skip connection writes too
     fires, should = acts != 0, truth > 0
-    rows = sae.W_dec / sae.W_dec.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    # Cross-layer transcoders keep their decoders by layers.
+    rows = sae.decoder_rows() if hasattr(sae, "decoder_rows") else sae.W_dec
+    rows = rows / rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+    directions = directions / directions.norm(dim=-1, keepdim=True)
     cosines = directions.to(rows) @ rows.T
     if bool((acts < 0).any()):
         cosines = cosines.abs()  # a feature with a sign stands for both directions
@@ -82,7 +88,7 @@ def recovery_of(
     recall = both / should[:, index].sum(dim=0).clamp(min=1)
     n = len(directions)
     nearest = cosines[:, alive].argmax(dim=0)
-    variance = (x - x.mean(dim=0)).pow(2).sum()
+    variance = (target - target.mean(dim=0)).pow(2).sum()
     return Recovery(
         mcc=(cosines[index, latent].sum() / n).item(),
         uniqueness=len(nearest.unique()) / max(int(alive.sum()), 1),
@@ -90,5 +96,5 @@ def recovery_of(
         precision=(precision.sum() / n).item(),
         recall=(recall.sum() / n).item(),
         l0=fires.float().sum(dim=-1).mean().item(),
-        explained_variance=(1 - (x - recons).pow(2).sum() / variance).item(),
+        explained_variance=(1 - (target - recons).pow(2).sum() / variance).item(),
     )

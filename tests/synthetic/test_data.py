@@ -12,9 +12,11 @@ from sae_lens.synthetic import SyntheticConfig, SyntheticData
 from sae_lens.synthetic.data import zipf_frequencies
 from tests.helpers import assert_close
 
+SIZE = {"d_in": 32, "n_features": 96}
+
 
 def sample(n: int = 20_000, **fields: Any) -> Any:
-    data = SyntheticData(SyntheticConfig(**{"noise": 0.0, **fields}))
+    data = SyntheticData(SyntheticConfig(**{"noise": 0.0, **SIZE, **fields}))
     return data, data.sample(n, torch.Generator().manual_seed(3))
 
 
@@ -79,4 +81,4 @@ def test_batches_depend_on_the_seed_alone():
 )
 def test_settings_that_make_no_sense(fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
-        SyntheticConfig(**fields)
+        SyntheticConfig(**{**SIZE, **fields})

@@ -61,6 +61,6 @@ def test_random_directions_are_poor():
     data = SyntheticData(SyntheticConfig())
     sample = data.sample(200, torch.Generator().manual_seed(0))
     random = torch.nn.functional.normalize(
-        torch.randn(96, 32, generator=torch.Generator().manual_seed(77)), dim=-1
+        torch.randn(128, 64, generator=torch.Generator().manual_seed(77)), dim=-1
     )
     assert recovery_of(sae_with(random), data.directions, sample).mcc < 0.6
