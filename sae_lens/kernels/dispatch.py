@@ -14,6 +14,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from sae_lens.kernels.determinism import allows_sparse_kernels
+
 SparseKernels = Literal["auto", "dense", "sparse"]
 
 # On two CPU cores at d_in 768 the forms break even at a share of about 0.1:
@@ -90,7 +92,7 @@ def has_sparse_kernels(device: torch.device, dtype: torch.dtype) -> bool:
         return False
     if device.type == "cpu":
         return torch.backends.mkl.is_available()
-    return device.type == "cuda" and _triton_is_installed()
+    return device.type == "cuda" and _triton_is_installed() and allows_sparse_kernels(device)
 
 
 def uses_triton(tensor: Tensor) -> bool:

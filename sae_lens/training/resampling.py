@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sae_lens.kernels.determinism import wants_determinism
 from sae_lens.training.loss_schedules import check_steps, resolve_steps
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,10 @@ def resample_dead_features(
     loss = (output.sae_in.to(sae.dtype) - output.sae_out).pow(2).sum(dim=-1)
     if not bool(loss.sum() > 0):
         return 0
-    drawn = torch.multinomial(loss.float().pow(2), len(index), replacement=True)
+    weights = loss.float().pow(2)
+    if wants_determinism(weights.device):
+        weights = weights.cpu()  # on CUDA there is no form of it that repeats itself
+    drawn = torch.multinomial(weights, len(index), replacement=True).to(loss.device)
     x, target = sae.split_batch(batch[drawn])
     encoded = _directions(sae.process_sae_in(x))
     decoded = encoded if target is x else _directions(target.to(sae.dtype) - sae.b_dec)
