@@ -2,57 +2,25 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import dataclass, field, fields
-from functools import wraps
-from os import PathLike
-from pathlib import Path
-from typing import Any, Literal, TypeVar
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 from sae_lens._version import __version__
-from sae_lens.atomic_files import atomic_write_json
-from sae_lens.config.early_names import unknown_names_message, with_current_names
 from sae_lens.config.fields import dict_field
 from sae_lens.config.logging import LoggingConfig
-from sae_lens.config.nested import as_sae_config, as_trainer_config, run_sae_config, take_nested
+from sae_lens.config.named_fields import named_fields, remember_named_fields
+from sae_lens.config.nested import take_nested
 from sae_lens.config.newer_architectures import make_own_sae_config, take_output_hook
-from sae_lens.config.trainer import SAETrainerConfig
+from sae_lens.config.run_files import RunFiles
+from sae_lens.config.run_parts import RunParts
 from sae_lens.config.validation import derive_and_validate
-from sae_lens.constants import SAE_CFG_FILENAME
-from sae_lens.errors import stumbling_over
 from sae_lens.saes.config import TrainingSAEConfig
-from sae_lens.saes.files import jsonable
 from sae_lens.training.features import features_as_dict
 
-AnyConfig = TypeVar("AnyConfig")
 
-
-def _remember_named_fields(cls: type[AnyConfig]) -> type[AnyConfig]:
-    """Let a config know which fields its maker named, and let it take early names.
-
-    A value that equals a default can be told from one that was not given only where the arguments
-    arrive.
-    """
-    build: Callable[..., None] = cls.__init__
-    names = [f.name for f in fields(cls)]  # type: ignore[arg-type]
-
-    @wraps(build)
-    def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
-        kwargs = with_current_names(kwargs)
-        unknown = kwargs.keys() - set(names)
-        if unknown:
-            raise TypeError(unknown_names_message(sorted(unknown), names, cls.__name__))
-        self._named_fields = frozenset(names[: len(args)]) | kwargs.keys()
-        build(self, *args, **kwargs)
-
-    cls.__init__ = __init__  # type: ignore[method-assign]
-    return cls
-
-
-@_remember_named_fields
+@remember_named_fields
 @dataclass
-class LanguageModelSAERunnerConfig:
+class LanguageModelSAERunnerConfig(RunParts, RunFiles):
     """A run: which language model, hook, data and SAE, how to train, what to log, where to save.
 
     Attributes:
@@ -304,7 +272,7 @@ class LanguageModelSAERunnerConfig:
     features: dict[str, Any] | None = dict_field(None, kw_only=True)  # noqa: RUF009
 
     def __post_init__(self) -> None:
-        named: frozenset[str] = self.__dict__.pop("_named_fields", _fields_off_default(self))
+        named = named_fields(self)
         make_own_sae_config(self, named)
         take_nested(self, named)
         take_output_hook(self, named)
@@ -320,128 +288,3 @@ class LanguageModelSAERunnerConfig:
     def total_training_steps(self) -> int:
         """Whole batches in the total."""
         return self.total_training_tokens // self.train_batch_size_tokens
-
-    # An SAE may be made with this config as its own; it then asks for two fields by these names.
-
-    @property
-    def activation_fn_str(self) -> str:
-        """The same as `activation_fn`."""
-        return self.activation_fn
-
-    @property
-    def finetuning_scaling_factor(self) -> bool:
-        """Whether the SAE has a factor for fine-tuning."""
-        return self.finetuning_method is not None
-
-    # -- the parts that this config is composed of ------------------------------------------------
-
-    def get_base_sae_cfg_dict(self) -> dict[str, Any]:
-        """What an inference config of the run's SAE is made from (21 keys)."""
-        names = (
-            "architecture", "d_in", "d_sae", "dtype", "device", "model_name", "hook_name",
-            "hook_layer", "hook_head_index", "activation_fn_kwargs", "apply_b_dec_to_input",
-            "context_size", "prepend_bos", "dataset_path", "dataset_trust_remote_code",
-            "sae_lens_training_version", "normalize_activations", "model_from_pretrained_kwargs",
-            "seqpos_slice",
-        )  # fmt: skip
-        return {
-            **{name: getattr(self, name) for name in names},
-            "activation_fn_str": self.activation_fn_str,
-            "finetuning_scaling_factor": self.finetuning_scaling_factor,
-        }
-
-    def get_training_sae_cfg_dict(self) -> dict[str, Any]:
-        """What a training config of the run's SAE is made from."""
-        if self.sae is not None and self.sae.form == "v6":
-            return self.training_sae_config().to_dict()
-        names = (
-            "l1_coefficient", "lp_norm", "use_ghost_grads", "normalize_sae_decoder", "noise_scale",
-            "decoder_orthogonal_init", "mse_loss_normalization", "decoder_heuristic_init",
-            "decoder_heuristic_init_norm", "init_encoder_as_decoder_transpose",
-            "jumprelu_init_threshold", "jumprelu_bandwidth",
-            "scale_sparsity_penalty_by_decoder_norm",
-        )  # fmt: skip
-        return {**self.get_base_sae_cfg_dict(), **{name: getattr(self, name) for name in names}}
-
-    def training_sae_config(self) -> TrainingSAEConfig:
-        """The config of the SAE that the run trains, of the class that `sae` has if it is given."""
-        if self.sae is not None and self.sae.form == "v6":
-            config = run_sae_config(self)
-        else:
-            config = TrainingSAEConfig.from_dict(self.get_training_sae_cfg_dict())
-        if self.exclude_special_tokens:
-            # evaluations leave them out as well
-            config.extra_metadata["exclude_special_tokens"] = self.exclude_special_tokens
-        return config
-
-    def to_sae_trainer_config(self) -> SAETrainerConfig:
-        """The part that concerns training alone, for a trainer on any source of activations."""
-        return as_trainer_config(self)
-
-    # -- files ------------------------------------------------------------------------------------
-
-    def to_dict(self) -> dict[str, Any]:
-        """All attributes, derived ones too, in a form that JSON can hold."""
-        values = {name: value for name, value in vars(self).items() if not name.startswith("_")}
-        for name in ("dtype", "device", "act_store_device"):
-            values[name] = str(values[name])
-        values["sae"] = None if self.sae is None else run_sae_config(self).to_dict()
-        values["logger"] = None if self.logger is None else dict(vars(self.logger))
-        return values
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> LanguageModelSAERunnerConfig:
-        """The config from which `to_dict` made `values`. Unknown keys are left out."""
-        names = {f.name for f in fields(cls)}
-        known = {name: value for name, value in values.items() if name in names}
-        if known.get("seqpos_slice") is not None:
-            known["seqpos_slice"] = tuple(known["seqpos_slice"])
-        if isinstance(known.get("sae"), dict):
-            known["sae"] = as_sae_config(known["sae"])
-        if isinstance(known.get("logger"), dict):
-            known["logger"] = LoggingConfig(**known["logger"])
-        config = cls(**known)
-        if "checkpoint_path" in known and "run_name" in known:
-            # A finished config names the run's own folder already; it gets no second one.
-            config.checkpoint_path = known["checkpoint_path"]
-        return config
-
-    def to_json(self, path: str | PathLike[str]) -> None:
-        """Write the config as JSON.
-
-        Args:
-            path: a file ending in `.json`; or a folder, or a prefix, to which `cfg.json` is added.
-        """
-        atomic_write_json(_config_file(path), jsonable(self.to_dict()), indent=2)
-
-    @classmethod
-    def from_json(cls, path: str | PathLike[str]) -> LanguageModelSAERunnerConfig:
-        """Read what `to_json` wrote under the same `path`.
-
-        Raises:
-            FileNotFoundError: when there is no such file.
-            ValueError: when it does not hold a JSON object.
-        """
-        file = _config_file(path)
-        try:
-            values = json.loads(file.read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise ValueError(f"{file} is not JSON: {error}.") from error
-        if not isinstance(values, dict):
-            raise ValueError(f"{file} holds a {type(values).__name__}, not the fields of a config.")
-        with stumbling_over(file, ValueError):
-            return cls.from_dict(values)
-
-
-def _fields_off_default(cfg: Any) -> frozenset[str]:
-    """What a subclass with an initialiser of its own can be seen to have named."""
-    return frozenset(f.name for f in fields(cfg) if getattr(cfg, f.name) != f.default)
-
-
-def _config_file(path: str | PathLike[str]) -> Path:
-    text = str(path)
-    if text.endswith(".json"):
-        return Path(text)
-    if Path(text).is_dir():
-        return Path(text) / SAE_CFG_FILENAME
-    return Path(text + SAE_CFG_FILENAME)
