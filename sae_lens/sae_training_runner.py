@@ -235,7 +235,8 @@ class SAETrainingRunner:
             return
         sample = self.source.sample()[: self.cfg.train_batch_size_tokens]
         sample = sample.to(self.sae.device, self.sae.dtype)
-        draw_weights(self.sae, rules, sample, self.model)
+        maps = self.source.whitening
+        draw_weights(self.sae, rules, sample, self.model, None if maps is None else maps[-1])
         self._init_sae_group_b_decs()
         norm = fit_weights(self.sae, rules, sample)
         if norm is not None:

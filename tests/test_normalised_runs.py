@@ -34,6 +34,7 @@ from tests.helpers import (
 )
 
 IN, OUT = "blocks.0.ln2.hook_normalized", "blocks.0.mlp.hook_post"
+MLP_OUT = "blocks.0.hook_mlp_out"
 D_OUT, BATCH, N_STEPS = 4 * D_IN, 32, 6
 SINGLE = (
     "standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk",
@@ -102,11 +103,11 @@ def config(
     if "matryoshka" in architecture:
         options["matryoshka_widths"] = [8, 32]
     if "transcoder" in architecture:
-        options |= {"d_out": D_OUT, "hook_name": IN, "hook_name_out": OUT}
+        options |= {"d_out": D_OUT, "hook_name": IN, "hook_name_out": OUT} | (sae or {})
     if architecture == "matching_pursuit":
         options["max_iterations"] = 4
     del fields["d_in"]
-    return LanguageModelSAERunnerConfig(sae=config_class(**options, **(sae or {})), **fields)
+    return LanguageModelSAERunnerConfig(sae=config_class(**options), **fields)
 
 
 def train(cfg: Any, model: Any, rows: Dataset) -> SAETrainingRunner:
@@ -129,6 +130,19 @@ def test_the_bias_of_a_transcoder_starts_at_the_mean_of_raw_targets(
     runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
     normalised, _ = normalize("layer_norm", runner.source.sample())
     assert_close(runner.sae.b_dec, normalised.mean(dim=0))
+
+
+def test_a_decoder_from_the_mlp_is_whitened_with_what_it_reconstructs(
+    model: Any, rows: Dataset, tmp_path: Path
+) -> None:
+    cfg = config(
+        tmp_path, "transcoder", "v6", "whitening", {"hook_name_out": MLP_OUT, "d_out": D_IN},
+        features={"initial_weights": {"decoder_from_mlp_layer": 0}}, b_dec_init_method="zeros",
+    )  # fmt: skip
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    assert runner.source.whitening is not None
+    fold_whitening(runner.sae, *runner.source.whitening)
+    assert_close(runner.sae.W_dec, model.blocks[0].mlp.W_out[:32], atol=1e-4)
 
 
 def output_in_training_space(trainer: Any, raw: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from sae_lens.saes.training_step import TrainStepInput
 from sae_lens.saes.weights import divisors, unit_rows_
+from sae_lens.whitening import Whitening
 
 # Weights of an MLP's second layer under their names in models of the transformers library.
 _MLP_OUTPUTS = re.compile(r"\.(\d+)\.mlp\.(down_proj|c_proj|dense_4h_to_h|fc_out|fc2)$")
@@ -79,6 +80,7 @@ def draw_weights(
     rules: InitialWeights,
     batch: Float[Tensor, "n width"] | None = None,
     model: Any = None,
+    whitening: Whitening | None = None,
 ) -> None:
     """Uniform weights, thresholds, the decoder from an MLP or into a subspace, then the transpose.
 
@@ -87,6 +89,7 @@ def draw_weights(
         rules: which of them.
         batch: activations, for the subspace.
         model: the language model, for the MLP.
+        whitening: of what is reconstructed, likewise; None where it is not whitened.
 
     Raises:
         ValueError: when a rule does not go with the SAE, the batch or the model.
@@ -100,6 +103,8 @@ def draw_weights(
         fill_thresholds(sae, rules.threshold)
     if rules.decoder_from_mlp_layer is not None:
         decoder_from_mlp(sae, model, rules.decoder_from_mlp_layer)
+        if whitening is not None:  # directions of raw activations, as they are when whitened
+            sae.W_dec.copy_(sae.W_dec.float() @ whitening.to(sae.device).matrix)
     if rules.active_subspace is not None:
         if batch is None:
             raise ValueError("initial_weights.active_subspace needs a batch of activations.")

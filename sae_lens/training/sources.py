@@ -40,6 +40,7 @@ class SourceSettings:
         n_batches: batches from which statistics are taken, at most.
         widths: those of the activations that lie side by side in a row; the first one is the SAE's
             input. None for one activation.
+        device: where the SAE is, and where whitening is done; None for where activations are.
     """
 
     normalize_activations: str = "none"
@@ -47,6 +48,7 @@ class SourceSettings:
     shrinkage: float = DEFAULT_SHRINKAGE
     n_batches: int = 1000
     widths: Sequence[int] | None = None
+    device: torch.device | str | None = None
 
 
 class ActivationSource:
@@ -100,7 +102,9 @@ class ActivationSource:
 
     def finished(self, rows: Float[Tensor, "n d_in"]) -> Float[Tensor, "kept d_in"]:
         """Rows as they are trained on: without overlong ones, and whitened."""
-        rows = self.without_overlong(rows)
+        if self.norm_limit is None and self.whitening is None:
+            return rows
+        rows = self.without_overlong(self._moved(rows))
         return rows if self.whitening is None else whiten_parts(self.whitening, rows)
 
     @property
@@ -143,7 +147,19 @@ class ActivationSource:
         self.norm_median = state.get("norm_median")
         self._given_back = state.get("given_back")
         parts = state.get("whitening")
-        self.whitening = None if parts is None else tuple(map(Whitening.from_state_dict, parts))
+        if parts is None:
+            self.whitening = None
+        else:
+            self.whitening = tuple(
+                Whitening.from_state_dict(
+                    {name: self._moved(tensor) for name, tensor in part.items()}
+                )
+                for part in parts
+            )
+
+    def _moved(self, rows: Tensor) -> Tensor:
+        device = self.settings.device
+        return rows if device is None else rows.to(device, non_blocking=True)
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         """The next rows, scaled where there is a factor."""
@@ -181,7 +197,7 @@ class ActivationSource:
         """From unscaled batches, without those that are left out."""
         estimates: list[CovarianceEstimate] = []
         for rows in islice(batches, self.settings.n_batches):
-            kept = self.without_overlong(rows)
+            kept = self.without_overlong(self._moved(rows))
             parts = kept.split(list(self.settings.widths or [kept.shape[-1]]), dim=-1)
             estimates = estimates or [CovarianceEstimate() for _ in parts]
             for estimate, part in zip(estimates, parts, strict=True):

@@ -105,6 +105,7 @@ def source_settings(cfg: Any, data: Any, sae: Any = None) -> SourceSettings:
         shrinkage=features.whitening_shrinkage,
         n_batches=getattr(cfg, "n_batches_for_norm_estimate", 1000),
         widths=getattr(data, "widths", getattr(sae, "activation_widths", None)),
+        device=getattr(cfg, "device", None) if sae is None else sae.device,
     )
 
 
