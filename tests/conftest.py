@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import random
 import shutil
@@ -13,8 +14,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-# Read by the libraries when they are imported, so set before anything else is.
-_CACHE = tempfile.mkdtemp(prefix="sae-lens-tests-")
+
+def _remove_what_killed_sessions_left() -> None:
+    for folder in Path(tempfile.gettempdir()).glob("sae-lens-*-*"):
+        owner = folder.name.split("-")[2]
+        if owner.isdecimal() and not Path(f"/proc/{owner}").exists() and Path("/proc/1").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+# Read by the libraries when they are imported, so set before anything else is. What processes that
+# are killed on purpose leave among temporary files (W&B makes two folders when it is imported) goes
+# away with the session's own folder; pytest's folders and compiled kernels stay where they were.
+_remove_what_killed_sessions_left()
+os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", tempfile.gettempdir())
+os.environ.setdefault(
+    "TORCHINDUCTOR_CACHE_DIR", f"{tempfile.gettempdir()}/torchinductor_{getpass.getuser()}"
+)
+_CACHE = tempfile.mkdtemp(prefix=f"sae-lens-{os.getpid()}-")
+os.environ["TMPDIR"] = tempfile.tempdir = _CACHE
 os.environ["HF_HOME"] = _CACHE
 os.environ["WANDB_MODE"] = "offline"
 os.environ["WANDB_SILENT"] = "true"
