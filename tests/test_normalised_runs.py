@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import warnings
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,12 @@ CASES = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def without_waiting_for_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the time of these runs; that files are flushed is tested elsewhere."""
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     return tiny_model()
@@ -88,7 +95,7 @@ def config(
         "train_batch_size_tokens": BATCH, "store_batch_size_prompts": 4, "n_batches_in_buffer": 8,
         "training_tokens": BATCH * N_STEPS, "n_checkpoints": 2, "log_to_wandb": False,
         "checkpoint_path": str(folder), "wandb_id": "run", "verbose": False, "lr": 1e-2,
-        "model_from_pretrained_kwargs": {}, "n_batches_for_norm_estimate": 6,
+        "model_from_pretrained_kwargs": {}, "n_batches_for_norm_estimate": 3,
         "b_dec_init_method": "mean", "output_path": str(folder / "out"), **more,
     }  # fmt: skip
     if form == "v5":
