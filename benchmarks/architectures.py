@@ -16,6 +16,7 @@ from sae_lens.activations.embedded import load_embedded_model, load_embedded_tex
 from sae_lens.demo_runner import D_IN, DemoSettings, _judge, _train, runner_config
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE
+from sae_lens.synthetic.architectures import is_steered
 from sae_lens.training.features import TargetL0, TrainingFeatures
 
 L0 = 32
@@ -28,31 +29,26 @@ ALL_MLPS = {
     "hook_names": [f"blocks.{layer}.ln2.hook_normalized" for layer in LAYERS],
     "hook_names_out": [f"blocks.{layer}.hook_mlp_out" for layer in LAYERS],
 }
+STEPS = {"jumprelu_init_threshold": 0.2, "jumprelu_bandwidth": 0.2, "l0_coefficient": 0.5}
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {"l1_coefficient": 1.0},
     "gated": {"l1_coefficient": 1.0, "detach_auxiliary_decoder": True},
-    "jumprelu": {
-        "l0_coefficient": 0.5,
-        "jumprelu_sparsity_loss_mode": "quadratic",
-        "target_l0": L0,
-        "jumprelu_init_threshold": 0.2,
-        "jumprelu_bandwidth": 0.2,
-    },
+    "jumprelu": {**STEPS, "jumprelu_sparsity_loss_mode": "quadratic", "target_l0": L0},
     "topk": {"k": L0},
     "batchtopk": {"k": L0},
     "matryoshka_batchtopk": {"k": L0, "matryoshka_widths": [D_SAE // 8, D_SAE // 2, D_SAE]},
     "abstopk": {"k": L0},
     "matching_pursuit": {"max_iterations": L0, "decoder_init_norm": 1.0},
     "transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
+    "skip_transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
+    "jumprelu_transcoder": {**STEPS, **MLP_HOOKS},
+    "jumprelu_skip_transcoder": {**STEPS, **MLP_HOOKS},
+    "topk_transcoder": {"k": L0, **MLP_HOOKS},
+    "topk_skip_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_skip_transcoder": {"k": L0, **MLP_HOOKS},
     "crosscoder": {"l1_coefficient": 0.5, **RESIDUALS},
-    "jumprelu_crosscoder": {
-        "l0_coefficient": 0.5,
-        "jumprelu_init_threshold": 0.2,
-        "jumprelu_bandwidth": 0.2,
-        **RESIDUALS,
-    },
+    "jumprelu_crosscoder": {**STEPS, **RESIDUALS},
     "topk_crosscoder": {"k": L0, **RESIDUALS},
     "batchtopk_crosscoder": {"k": L0, **RESIDUALS},
     "cross_layer_transcoder": {"l1_coefficient": 0.2, **ALL_MLPS},
@@ -66,10 +62,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "topk_cross_layer_transcoder": {"k": L0 // len(LAYERS), **ALL_MLPS},
     "batchtopk_cross_layer_transcoder": {"k": L0 / len(LAYERS), **ALL_MLPS},
 }
-STEERED = (
-    "standard", "gated", "transcoder", "crosscoder", "jumprelu_crosscoder",
-    "cross_layer_transcoder", "jumprelu_cross_layer_transcoder",
-)  # fmt: skip
 
 
 def main() -> None:
@@ -93,7 +85,7 @@ def main() -> None:
             config = runner_config(sae_config, Path(folder), settings)
             if sae_config.hook_name:
                 config.hook_name, config.hook_layer = sae_config.hook_name, sae_config.hook_layer
-            if name in STEERED:
+            if is_steered(name) and "target_l0" not in SETTINGS[name]:
                 target = TrainingFeatures(target_l0=TargetL0(L0, rate=0.05, damping=2.0))
                 config.features = target.to_dict()
             speed = _train(config)
