@@ -7,6 +7,7 @@ import gc
 import json
 import logging
 import math
+import os
 import resource
 import shutil
 import signal
@@ -28,6 +29,9 @@ from sae_lens.activations import retrying
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.errors import DataSourceError
+from sae_lens.sae_training_runner import InterruptedException
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.training.evaluation import InModelEvaluator
 from sae_lens.training.nonfinite import MOST_SKIPPED_IN_A_ROW, NonFiniteLossError
 from sae_lens.training.random_states import random_state
 from sae_lens.training.resume_files import DamagedCheckpointError, read_resume_files
@@ -491,22 +495,46 @@ def surroundings(model: Any) -> dict[str, Any]:
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="lists open files by /proc")
-@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("prefetch", [0, 2])
+@pytest.mark.parametrize("end", ["success", "loss", "model", "SAE", "signal", "evaluation"])
 def test_nothing_is_left_behind(
-    fails: bool, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+    end: str, prefetch: int, tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    if fails:
+    ends: dict[str, Any] = {"success": (), "loss": NonFiniteLossError, "model": ZeroDivisionError,
+                            "SAE": ZeroDivisionError, "evaluation": ZeroDivisionError,
+                            "signal": InterruptedException}  # fmt: skip
+    if end == "loss":
         spoiled_store(monkeypatch, {17})
+    elif end != "success":
+        owner, name, at = {
+            "model": (type(model.blocks[0].mlp), "forward", 24),
+            "SAE": (TrainingSAE, "training_forward_pass", 9),
+            "evaluation": (InModelEvaluator, "__call__", 2),
+            "signal": (type(model.blocks[0].mlp), "forward", 24),
+        }[end]
+        calls: list[None] = []
+        real = getattr(owner, name)
+
+        def broken(*args: Any, **kwargs: Any) -> Any:
+            calls.append(None)
+            if len(calls) == at:
+                if end != "signal":
+                    raise ZeroDivisionError
+                os.kill(os.getpid(), signal.SIGTERM)
+            return real(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, broken)
     before = surroundings(model)
     torch.manual_seed(99)
     np.random.seed(98)
     generators = random_state()
-    cfg = run_config(tmp_path, n_checkpoints=3)
-    if fails:
-        with pytest.raises(NonFiniteLossError):
+    cfg = run_config(tmp_path, n_checkpoints=3, prefetch_batches=prefetch)
+    if end != "success":
+        with pytest.raises(ends[end]):
             train(cfg, model)
     else:
         train(cfg, model)
+    monkeypatch.undo()
     assert surroundings(model) == before
     after = random_state()
     assert torch.equal(after["torch"], generators["torch"])
