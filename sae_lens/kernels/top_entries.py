@@ -146,7 +146,10 @@ def top_entries(
     for start in range(0, n_cols, width):
         piece = slice(start, min(start + width, n_cols))
         hidden = encoder_product.encoder_product(x, W[:, piece], bias[piece], workspace)
-        rank = _rank(hidden, None if scale is None else scale[piece], by_magnitude)
+        weight, out = None if scale is None else scale[piece], None
+        if by_magnitude or weight is not None:
+            out = workspace.scratch(tuple(hidden.shape), hidden.dtype, hidden.device, "rank")
+        rank = _rank(hidden, weight, by_magnitude, out)
         mask = workspace.scratch(tuple(rank.shape), torch.bool, rank.device, "mask")
         torch.lt(rank, selection.bound(rank), out=mask)  # what is no number is not less
         flat = flat_nonzero(mask.logical_not_())
@@ -170,11 +173,15 @@ def _selection(k: int, over_batch: bool) -> _OfEachRow | _OfTheBatch:
 
 
 def _rank(
-    hidden: Float[Tensor, "batch width"], scale: Float[Tensor, " width"] | None, by_magnitude: bool
+    hidden: Float[Tensor, "batch width"],
+    scale: Float[Tensor, " width"] | None,
+    by_magnitude: bool,
+    out: Float[Tensor, "batch width"] | None = None,
 ) -> Float[Tensor, "batch width"]:
+    """By what entries are selected; in `out` where it is not `hidden` itself."""
     if by_magnitude:
-        hidden = hidden.abs()
-    return hidden if scale is None else hidden * scale
+        hidden = torch.abs(hidden, out=out)
+    return hidden if scale is None else torch.mul(hidden, scale, out=out)
 
 
 def _group_maxima(
