@@ -24,6 +24,7 @@ from sae_lens.activations.stores import store_class_for
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
+from sae_lens.training.features import TrainingFeatures
 
 # Matrices of the shape [batch, d_sae] that a dense training step holds at its peak.
 _MATRICES_PER_STEP = {"standard": 6.0, "topk": 5.3, "jumprelu": 9.4, "gated": 10.6}
@@ -160,10 +161,12 @@ def training_memory(cfg: Any) -> dict[str, int]:
     step += 6 * rows
     # Gradients are gone while a checkpoint is written.
     checkpoint = (_COPIES_PER_CHECKPOINT - 1) * weights
+    averages = TrainingFeatures.of(getattr(cfg, "features", None)).weight_average
     return {
         "SAE": weights,
         "gradients": weights,
         "optimiser": 2 * weights,
+        **({} if averages is None else {"averaged weights": weights}),
         "a step or a checkpoint": int(max(step, checkpoint)),
     }
 
@@ -213,7 +216,8 @@ def _estimate_disk(report: PreflightReport, cfg: Any) -> None:
     rows = cfg.store_batch_size_prompts * sliced_length(cfg.context_size, cfg.seqpos_slice)
     buffer = cfg.n_batches_in_buffer * rows * cfg.d_in * itemsize
     # Weights as they are read, weights as they are trained, the moments, and the rows that wait.
-    one = 2 * parts["SAE"] + parts["optimiser"] + buffer + _SMALL_STATE
+    weights = 2 * parts["SAE"] + parts["optimiser"] + parts.get("averaged weights", 0)
+    one = weights + buffer + _SMALL_STATE
     n_on_the_way = len(checkpoint_thresholds(cfg.total_training_tokens, cfg.n_checkpoints))
     if cfg.keep_last is not None:
         # A new one is complete before an old one goes.

@@ -61,6 +61,8 @@ class ActiveFeatures:
     def before_step(self, sae: Any, step: int) -> None:
         """Set what depends on the step."""
         self.settings.before_step(sae, step)
+        if self.terms is not None:
+            self.terms.aux_scale = self.settings.multiple("auxiliary")
 
     def completes_update(self, step: int) -> bool:
         """Whether the optimiser moves in this step, or gradients only add up."""

@@ -61,6 +61,9 @@ class DeadFeatureTerms:
 
     Raises:
         ValueError: when the SAE's own loss has such a term already, or it has no pre-activations.
+
+    Attributes:
+        aux_scale: what the weight of aux-k is multiplied with at present.
     """
 
     def __init__(
@@ -72,6 +75,7 @@ class DeadFeatureTerms:
     ) -> None:
         self.sae, self.aux_k, self.ghost_gradients = sae, aux_k, ghost_gradients
         self.others: LossTerms = sae if others is None else others
+        self.aux_scale = 1.0
         cfg = sae.cfg
         if str(cfg.architecture) in _WITHOUT_PRE_ACTIVATIONS:
             raise ValueError(
@@ -138,9 +142,9 @@ class DeadFeatureTerms:
         if dead is None or hidden is None:
             return losses
         if self.aux_k is not None:
-            losses["auxk_loss"] = self.aux_k.coefficient * dead_feature_loss(
-                sae, target - sae_out, hidden, dead, self.aux_k.k
-            )
+            weight = self.aux_k.coefficient * self.aux_scale
+            loss = dead_feature_loss(sae, target - sae_out, hidden, dead, self.aux_k.k)
+            losses["auxk_loss"] = weight * loss
         if self.ghost_gradients and sae.training:
             acts = torch.exp(dead.only(hidden, -torch.inf))
             ghost_out = undo_scale(sae, sae.linear_decode_some(acts, dead.indices))

@@ -149,9 +149,12 @@ class ScheduledSettings:
         self.multiples: dict[str, float] = {}
         self.starts: dict[str, float] = {}
         self._writes = held is None
+        self._written = self.weights.keys() & _FIELDS.keys() if self._writes else set()
+        if features.aux_k is not None:
+            self._written = self._written - {"auxiliary"}
         self._take_k(sae)
         self._take_p(sae, held)
-        held = _weights_of(sae) if held is None else held
+        held = _weights_of(sae, features) if held is None else held
         for name in self.weights:
             self._take_weight(name, held.get(name), sae.cfg.architecture)
 
@@ -174,7 +177,7 @@ class ScheduledSettings:
                 sae.cfg.lp_norm = self.current_p
         for name, schedule in self.weights.items():
             self.multiples[name] = self._multiple(schedule, step)
-            if self._writes and name in _FIELDS:
+            if name in self._written:
                 setattr(sae.cfg, _FIELDS[name], self.starts[name] * self.multiples[name])
 
     def multiple(self, name: WeightName) -> float:
@@ -183,9 +186,8 @@ class ScheduledSettings:
 
     def finish(self, sae: Any) -> None:
         """Leave the configured weights in the SAE's config. p stays where it ended."""
-        if self._writes:
-            for name in self.weights.keys() & _FIELDS.keys():
-                setattr(sae.cfg, _FIELDS[name], self.starts[name])
+        for name in self._written:
+            setattr(sae.cfg, _FIELDS[name], self.starts[name])
 
     def _multiple(self, schedule: WeightSchedule, step: int) -> float:
         first, steps = self._way(schedule)
@@ -256,10 +258,13 @@ class ScheduledSettings:
             )
 
 
-def _weights_of(sae: Any) -> dict[str, float | None]:
-    """The weights in an SAE's loss by name."""
+def _weights_of(sae: Any, features: Any) -> dict[str, float | None]:
+    """The weights in an SAE's loss by name; the features' aux-k counts as its auxiliary term."""
     weights: dict[str, float | None] = {"sparsity": 1.0 if sae.get_coefficients() else None}
-    return weights | {name: getattr(sae.cfg, field, None) for name, field in _FIELDS.items()}
+    weights |= {name: getattr(sae.cfg, field, None) for name, field in _FIELDS.items()}
+    if features.aux_k is not None:
+        weights["auxiliary"] = features.aux_k.coefficient
+    return weights
 
 
 def _check_kind(where: str, kind: str) -> None:

@@ -135,3 +135,22 @@ def test_p_falls_to_the_end_of_the_training_unless_told_otherwise():
     run = trainer(sae, {"p_schedule": {"end": 0.4, "first_step": 0.5}})
     seen = recorded(run, lambda output: sae.cfg.lp_norm)
     assert seen == pytest.approx([1.0] * 7 + [0.9, 0.8, 0.7, 0.6, 0.5])
+
+
+def test_the_weight_of_aux_k_for_any_architecture_follows_a_schedule():
+    features = {"aux_k": {"coefficient": 0.5}}
+    schedule = {"weight_schedules": {"auxiliary": {"start": 0.0, "end": 2.0, "steps": 4}}}
+    scheduled, plain = make_sae(), make_sae()
+    with torch.no_grad():
+        for sae in (scheduled, plain):
+            sae.b_enc[:20] = -0.2
+    kept = {"lr": 0.0, "dead_feature_window": 0}
+
+    def read(output: Any) -> float:
+        return output.losses["auxk_loss"].item()
+
+    a = recorded(trainer(scheduled, {**features, **schedule}, **kept), read)
+    b = recorded(trainer(plain, features, **kept), read)
+    shares = [0, 0.5, 1, 1.5, *[2] * 8]
+    assert a == pytest.approx([x * y for x, y in zip(b, shares, strict=True)], rel=1e-5)
+    assert b[3] > 0
