@@ -37,7 +37,6 @@ from sae_lens.training.log_values import (
     _log_feature_sparsity,
     _unwrap_item,
 )
-from sae_lens.training.loggers import make_logger
 from sae_lens.training.nonfinite import NonFiniteLossError, NonFiniteWatch
 from sae_lens.training.optim import (
     L1Scheduler,
@@ -50,7 +49,7 @@ from sae_lens.training.optim import (
     step_schedule,
 )
 from sae_lens.training.statistics import FiringStatistics
-from sae_lens.training.trainer_checkpoints import logging_config, save_without_runner
+from sae_lens.training.trainer_checkpoints import save_without_runner
 from sae_lens.training.trainer_parts import (
     make_coefficient_schedulers,
     make_lr_scheduler,
@@ -114,7 +113,8 @@ class SAETrainer(TrainerReports, TrainerState):
         self.activations_store = parts.data
         self.source = parts.source
         self.evaluator = parts.evaluator
-        self.logger = parts.logger or make_logger(logging_config(self.cfg))
+        if parts.logger is not None:
+            self.logger = parts.logger
         self.save_checkpoint_fn = parts.save_checkpoint_fn
         self.save_checkpoint: Any = self.save_checkpoint_fn
         self._has_runner = parts.has_runner

@@ -21,11 +21,12 @@ from sae_lens.training.log_values import (
     reconstruction_values,
     weight_values,
 )
-from sae_lens.training.loggers import MetricLogger
+from sae_lens.training.loggers import MetricLogger, make_logger
 from sae_lens.training.nonfinite import NonFiniteWatch
 from sae_lens.training.optim import L1Scheduler
 from sae_lens.training.sources import ActivationScaler, ActivationSource, pause_prefetching
 from sae_lens.training.statistic_names import FiringStatisticsNames
+from sae_lens.training.trainer_checkpoints import logging_config
 
 
 class TrainerReports(FiringStatisticsNames):
@@ -36,7 +37,6 @@ class TrainerReports(FiringStatisticsNames):
     activations_store: Any
     source: ActivationSource
     evaluator: Evaluator | None
-    logger: MetricLogger
     features: ActiveFeatures
     optimizer: torch.optim.Optimizer
     l1_scheduler: L1Scheduler
@@ -44,6 +44,22 @@ class TrainerReports(FiringStatisticsNames):
     _policy: CheckpointPolicy
     _nonfinite: NonFiniteWatch
     _l1_coefficient_used: float | None
+    _logger: MetricLogger | None = None
+    _logs_to_wandb: bool | None = None
+    """as the config said when the logger was made of it; None when it was passed"""
+
+    @property
+    def logger(self) -> MetricLogger:
+        """Where values go: what was passed, else as the config says, and if it changes its mind."""
+        config = logging_config(self.cfg)
+        if self._logger is None or self._logs_to_wandb not in (None, bool(config.log_to_wandb)):
+            self._logger = make_logger(config)
+            self._logs_to_wandb = bool(config.log_to_wandb)
+        return self._logger
+
+    @logger.setter
+    def logger(self, value: MetricLogger) -> None:
+        self._logger, self._logs_to_wandb = value, None
 
     @property
     def dead_neurons(self) -> Bool[Tensor, " d_sae"]:

@@ -591,6 +591,28 @@ def test_a_stop_is_put_off_until_the_step_is_complete(monkeypatch: pytest.Monkey
     assert trainer.n_training_tokens == 4 * BATCH
 
 
+def test_the_config_may_ask_for_wandb_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    import wandb
+
+    logged: list[int] = []
+    monkeypatch.setattr(wandb, "log", lambda values, step: logged.append(step))
+    monkeypatch.setattr(wandb, "Histogram", lambda *_, **__: None)
+    trainer, _ = make_trainer(wandb_log_frequency=1, eval_every_n_wandb_logs=1000)
+    real = trainer._train_step
+
+    def spy(**arguments: Any) -> TrainStepOutput:
+        if trainer.n_training_steps in (5, 9):
+            trainer.cfg.log_to_wandb = not trainer.cfg.log_to_wandb
+        return real(**arguments)
+
+    trainer._train_step = spy  # type: ignore[method-assign]
+    assert not trainer.logger.is_active
+    trainer.fit()
+    assert logged == [5, 6, 7, 8]
+    passed, _ = make_trainer(logger=NullLogger(), log_to_wandb=True)
+    assert not passed.logger.is_active
+
+
 # -- state ----------------------------------------------------------------------------------------
 
 
