@@ -82,6 +82,8 @@ class CovarianceEstimate:
 
     def add(self, rows: Float[Tensor, "n d"]) -> None:
         """Take `rows` into account."""
+        if not len(rows):
+            return
         rows = rows.float()
         if self._origin is None:
             self._origin = rows.mean(dim=0)

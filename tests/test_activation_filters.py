@@ -61,11 +61,13 @@ def test_training_sees_no_overlong_activation(
     kind: str, model: Any, rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Tensor] = []
+    factors: list[float | None] = []
     real = StoreSource.without_overlong
 
     def watch(self: StoreSource, batch: Tensor) -> Tensor:
         kept = real(self, batch)
         seen.append(kept / (self.norm_scaling_factor or 1.0))
+        factors.append(self.norm_scaling_factor)
         return kept
 
     monkeypatch.setattr(StoreSource, "without_overlong", watch)
@@ -81,6 +83,11 @@ def test_training_sees_no_overlong_activation(
     assert seen and all(len(batch) for batch in seen)
     assert max(batch.norm(dim=-1).max().item() for batch in seen) <= limit
     assert any(len(batch) < 32 for batch in seen)
+    if kind == "expected_average_only_in":
+        # the factor, too, is that of what is kept
+        counts &= norms <= limit
+        want = D_IN**0.5 / norms[counts].mean().item()
+        assert factors[-1] == pytest.approx(want, rel=0.05)
 
 
 @pytest.mark.parametrize(
@@ -173,6 +180,19 @@ def test_both_filters_are_in_every_file(
             assert facts.norm_filter_multiple == 4.0
             assert facts.norm_filter_median == metadata["norm_filter_median"]
     assert len(medians) == 1
+
+
+def test_a_run_with_filters_goes_on_exactly(model: Any, rows: Dataset, tmp_path: Path) -> None:
+    whole = run(tmp_path, model, rows, "standard", "v5", hook_name=RESID).sae.state_dict()
+    (checkpoint,) = (path for path in (tmp_path / "run").iterdir() if path.name.isdecimal())
+    again = run(
+        tmp_path, model, rows, "standard", "v5", hook_name=RESID,
+        resume_from_checkpoint=str(checkpoint),
+    )  # fmt: skip
+    for name, tensor in again.sae.state_dict().items():
+        assert torch.equal(tensor, whole[name]), name
+    facts = again.sae.cfg.metadata
+    assert facts.norm_filter_median and facts.norm_filter_multiple == 4.0
 
 
 def test_batches_of_an_iterator_are_filtered_by_the_first_ones_median() -> None:

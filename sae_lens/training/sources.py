@@ -177,6 +177,29 @@ class ActivationSource:
     def _needs_whitening(self) -> bool:
         return self.settings.normalize_activations == WHITENING and self.whitening is None
 
+    @property
+    def _needs_factor(self) -> bool:
+        scales = self.settings.normalize_activations == SCALED_BY_THE_SOURCE
+        return scales and self.norm_scaling_factor is None
+
+    def _estimated_factor(self, batches: Iterable[Tensor]) -> float:
+        """sqrt(d_in) over the mean norm of unscaled batches, without what is left out.
+
+        Raises:
+            ValueError: when there is no batch, or the mean norm is zero or not finite.
+        """
+        norms, d_in = [], 0
+        for rows in islice(batches, self.settings.n_batches):
+            norms.append(self.without_overlong(rows).float().norm(dim=-1).cpu())
+            d_in = rows.shape[-1]
+        mean_norm = torch.cat(norms).mean().item() if norms else 0.0
+        if not math.isfinite(mean_norm) or mean_norm == 0.0:
+            raise ValueError(
+                f"The mean norm of the activations over {len(norms)} batches is {mean_norm}, so "
+                "they cannot be scaled; check the source, or use normalize_activations='none'."
+            )
+        return math.sqrt(d_in) / mean_norm
+
     def _take_median(self, batches: Iterable[Tensor]) -> None:
         """From unscaled batches; not that many are needed.
 
@@ -246,6 +269,9 @@ class StoreSource(ActivationSource):
             self._look_ahead(self._take_median)
         if self._needs_whitening:
             self._look_ahead(self._take_whitening)
+        has_one_factor = not hasattr(self.store, "sites")  # rather than one for each hook
+        if self._needs_factor and self.norm_limit is not None and has_one_factor:
+            self.norm_scaling_factor = self._look_ahead(self._estimated_factor)
         self.store.set_norm_scaling_factor_if_needed()
 
     def sample(self) -> Float[Tensor, "n d_in"]:
@@ -253,9 +279,9 @@ class StoreSource(ActivationSource):
         self.prepare()
         return self.finished(self.store.storage_buffer[:, 0, :])
 
-    def _look_ahead(self, take: Callable[[Iterable[Tensor]], None]) -> None:
+    def _look_ahead(self, take: Callable[[Iterable[Tensor]], Any]) -> Any:
         with closing(self.store.look_ahead(self.settings.n_batches)) as batches:
-            take(rows[:, 0, :] for rows in batches)
+            return take(rows[:, 0, :] for rows in batches)
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         return self.store.next_batch()[:, 0, :]
@@ -313,23 +339,8 @@ class IteratorSource(ActivationSource):
             self._take_median(self._batches)
         if self._needs_whitening:
             self._take_whitening(self._batches)
-        scales = self.settings.normalize_activations == SCALED_BY_THE_SOURCE
-        if scales and self._factor is None:
-            self._factor = self._estimated_factor()
-
-    def _estimated_factor(self) -> float:
-        """sqrt(d_in) over the mean norm of the first batches."""
-        norms, d_in = [], 0
-        for batch in islice(self._batches, self.settings.n_batches):
-            norms.append(self.without_overlong(batch).float().norm(dim=-1).mean())
-            d_in = batch.shape[-1]
-        mean_norm = torch.stack(norms).mean().item() if norms else 0.0
-        if not math.isfinite(mean_norm) or mean_norm == 0.0:
-            raise ValueError(
-                f"The mean norm of the activations over {len(norms)} batches is {mean_norm}, so "
-                "they cannot be scaled; check the source, or use normalize_activations='none'."
-            )
-        return math.sqrt(d_in) / mean_norm
+        if self._needs_factor:
+            self._factor = self._estimated_factor(self._batches)
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         batch = next(self._batches)
