@@ -226,7 +226,9 @@ class SAETrainer(TrainerReports, TrainerState):
             self._nonfinite.check()
         with self._guard.iteration():
             # The final checkpoint, too, can be gone on from, for a longer training.
-            self._state_before_finishing = self._resume_state(copies_weights=True)
+            # Weights that stay as they are are not copied: those of a large SAE may not fit twice.
+            changes = self._finishing_changes_weights
+            self._state_before_finishing = self._resume_state(copies_weights=changes)
             self._finish_weights()
             self.save_checkpoint(
                 trainer=self,
@@ -349,6 +351,15 @@ class SAETrainer(TrainerReports, TrainerState):
             return make_optimizer(groups, cfg.lr, cfg.adam_beta1, cfg.adam_beta2)
         betas = (cfg.adam_beta1, cfg.adam_beta2)
         return chosen_optimizer(features.optimizer, groups, cfg.lr, betas)
+
+    @property
+    def _finishing_changes_weights(self) -> bool:
+        return (
+            self.normalizes_decoder
+            or bool(self.features.averager.averages)
+            or self.source.norm_scaling_factor is not None
+            or self.source.whitening is not None
+        )
 
     def _finish_weights(self) -> None:
         """Bring the weights to the form in which they are saved and returned.

@@ -668,3 +668,15 @@ def test_the_logging_config_of_the_second_form_is_used(tmp_path: Path) -> None:
     )  # fmt: skip
     SAETrainer(cfg, sae, batches()).fit()
     assert path.read_text().count("losses/mse_loss") == 2
+
+
+@pytest.mark.parametrize("normalizes_decoder", [False, True])
+def test_weights_are_copied_at_the_end_only_if_they_change_there(normalizes_decoder: bool) -> None:
+    """Those of a large SAE may not fit into memory twice."""
+    trainer, _ = make_trainer(config(normalize_sae_decoder=normalizes_decoder))
+    trainer.source.require_resumable = lambda: None  # type: ignore[method-assign]
+    trainer.fit()
+    state = trainer.resume_state()
+    assert state is not None
+    kept = state["sae"]["W_dec"].data_ptr()
+    assert (kept == trainer.sae.W_dec.data_ptr()) == (not normalizes_decoder)
