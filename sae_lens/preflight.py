@@ -23,6 +23,8 @@ from sae_lens.activations.store_settings import sliced_length
 from sae_lens.activations.stores import store_class_for
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
+from sae_lens.saes.training import TrainingSAE
+from sae_lens.saes.weights import weights_without_values
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
 from sae_lens.training.features import TrainingFeatures
 
@@ -149,10 +151,10 @@ def preflight(
 def training_memory(cfg: Any) -> dict[str, int]:
     """Bytes that training the SAE takes on its device, by part; "a step" is the passing one."""
     itemsize = DTYPE_MAP[str(cfg.dtype)].itemsize
-    vectors = {"standard": 1, "gated": 3, "jumprelu": 2}.get(str(cfg.architecture), 1)
-    weights = (2 * cfg.d_in * cfg.d_sae + vectors * cfg.d_sae + cfg.d_in) * itemsize
+    sae = _without_memory(cfg)
+    weights = sum(parameter.numel() for parameter in sae.parameters()) * itemsize
     matrix = cfg.train_batch_size_tokens * cfg.d_sae * itemsize
-    rows = cfg.train_batch_size_tokens * cfg.d_in * itemsize
+    rows = cfg.train_batch_size_tokens * _row_width(sae) * itemsize
     if _is_surely_sparse(cfg):
         step = _MATRICES_PER_SPARSE_STEP * matrix
     else:
@@ -171,16 +173,28 @@ def training_memory(cfg: Any) -> dict[str, int]:
     }
 
 
+def _without_memory(cfg: Any) -> TrainingSAE:
+    """The run's SAE, whose weights have shapes and no memory."""
+    with weights_without_values():
+        return TrainingSAE(cfg.training_sae_config())
+
+
+def _row_width(sae: TrainingSAE) -> int:
+    """Width of a row of training data: of all activations that the SAE reads or models."""
+    return sum(getattr(sae, "activation_widths", (sae.cfg.d_in,)))
+
+
 def _estimate_memory(report: PreflightReport, cfg: Any, model: Any) -> None:
     """Fill in memory per device; without a model, what is known without it."""
     itemsize = DTYPE_MAP[str(cfg.dtype)].itemsize
     on: dict[str, dict[str, int]] = {str(cfg.device): training_memory(cfg)}
+    row = _row_width(_without_memory(cfg)) * itemsize
     rows_per_prompt = sliced_length(cfg.context_size, cfg.seqpos_slice)
     rows_per_read = cfg.store_batch_size_prompts * rows_per_prompt
     n_rows = max(2 * (cfg.n_batches_in_buffer // 2) * rows_per_read,
                  cfg.train_batch_size_tokens - 1 + rows_per_read)  # fmt: skip
-    on.setdefault(str(cfg.act_store_device), {})["buffer"] = n_rows * cfg.d_in * itemsize
-    passing = training_memory(cfg)["a step or a checkpoint"]
+    on.setdefault(str(cfg.act_store_device), {})["buffer"] = n_rows * row
+    passing = on[str(cfg.device)]["a step or a checkpoint"]
     saved = 0
     if model is not None:
         device = str(model_device(model))
@@ -214,7 +228,7 @@ def _estimate_disk(report: PreflightReport, cfg: Any) -> None:
     parts = training_memory(cfg)
     itemsize = DTYPE_MAP[str(cfg.dtype)].itemsize
     rows = cfg.store_batch_size_prompts * sliced_length(cfg.context_size, cfg.seqpos_slice)
-    buffer = cfg.n_batches_in_buffer * rows * cfg.d_in * itemsize
+    buffer = cfg.n_batches_in_buffer * rows * _row_width(_without_memory(cfg)) * itemsize
     # Weights as they are read, weights as they are trained, the moments, and the rows that wait.
     weights = 2 * parts["SAE"] + parts["optimiser"] + parts.get("averaged weights", 0)
     one = weights + buffer + _SMALL_STATE

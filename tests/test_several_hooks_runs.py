@@ -11,12 +11,18 @@ import pytest
 import torch
 from datasets import Dataset
 
+from sae_lens import cache_activations_runner
 from sae_lens.activations.joint import JointActivationsStore
 from sae_lens.activations.model_group import ModelGroup
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.stores import store_class_for
 from sae_lens.analysis.splicing import CrossLayerReplacement, splicing_of
-from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.cache_activations_runner import CacheActivationsRunner
+from sae_lens.config import (
+    CacheActivationsRunnerConfig,
+    LanguageModelSAERunnerConfig,
+    MultiSAETrainingRunnerConfig,
+)
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.held_out_evaluation import HeldOutEvaluator
 from sae_lens.registry import get_sae_training_class
@@ -121,6 +127,42 @@ def test_each_hook_has_a_factor_of_its_own(model: Any, rows: Dataset, tmp_path: 
     assert torch.equal(again.next_batch(), store.next_batch())
 
 
+@pytest.mark.parametrize("architecture", ["topk_crosscoder", "topk_cross_layer_transcoder"])
+def test_a_cache_with_a_column_for_each_hook_trains_the_same(
+    architecture: str,
+    model: Any,
+    rows: Dataset,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(cache_activations_runner, "load_model", lambda *_, **__: model)
+    sae = sae_config(architecture)
+    names = [name for _, name in (*sae.sites, *getattr(sae, "target_sites", ()))]
+    cache = CacheActivationsRunnerConfig(
+        dataset_path="", model_name="tiny", model_batch_size=4, hook_name=names[0],
+        hook_layer=1,
+        hook_names=names[1:], d_in=D_IN, context_size=16, training_tokens=40 * 16,
+        new_cached_activations_path=str(tmp_path / "cache"), buffer_size_gb=1e-4, shuffle=False,
+        prepend_bos=True, model_from_pretrained_kwargs={},
+    )  # fmt: skip
+    CacheActivationsRunner(cache, override_dataset=rows).run()
+    fields = {"eval_every_n_wandb_logs": 1000, "n_checkpoints": 0, "training_tokens": 32 * 12}
+    cached = {"use_cached_activations": True, "cached_activations_path": str(tmp_path / "cache")}
+    weights = []
+    for name, more in (("live", {}), ("cached", cached)):
+        cfg = run_config(tmp_path / name, sae, **fields, **more)
+        runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+        weights.append(runner.run().state_dict())
+    for name, tensor in weights[0].items():
+        assert torch.equal(weights[1][name], tensor)
+    with pytest.raises(ValueError, match="but not 'blocks.0.attn.hook_z'"):
+        missing = {"hook_names": [names[0], "blocks.0.attn.hook_z"], "hook_names_out": names[2:]}
+        if architecture == "topk_crosscoder":
+            del missing["hook_names_out"]
+        cfg = run_config(tmp_path / "missing", sae_config(architecture, **missing), **cached)
+        SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+
+
 def test_ordinary_saes_have_ordinary_stores() -> None:
     assert store_class_for(None) is ActivationsStore
 
@@ -139,7 +181,8 @@ def test_a_run_on_a_language_model(
 ) -> None:
     cfg = run_config(tmp_path, sae_config(architecture, normalize_activations=normalization))
     runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
-    runner.preflight()
+    weights = sum(parameter.numel() for parameter in runner.sae.parameters())
+    assert runner.preflight().memory["cpu"]["SAE"] == 4 * weights
     runner.run()
     logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
     losses = [entry["losses/mse_loss"] for entry in logged if "losses/mse_loss" in entry]
@@ -301,8 +344,9 @@ def test_what_cannot_work_is_refused_before_training(
         start(sae_config("cross_layer_transcoder", **swapped))
     with pytest.raises(ValueError, match="is not the first of hook_names"):
         start(sae_config("crosscoder"), hook_name=RESIDUAL[1])
-    with pytest.raises(ValueError, match="cached activations"):
-        start(sae_config("crosscoder"), use_cached_activations=True, cached_activations_path="x")
+    cached = {"use_cached_activations": True, "cached_activations_path": str(tmp_path)}
+    with pytest.raises(ValueError, match="of one model"):
+        start(sae_config("crosscoder", model_names=["tiny", "b"]), [model, tiny_model()], **cached)
     several = sae_config("crosscoder", model_names=["tiny", "tuned"])
     with pytest.raises(ValueError, match="those of 1 models, and 2 are given"):
         start(sae_config("crosscoder"), [model, tiny_model()])
@@ -310,6 +354,15 @@ def test_what_cannot_work_is_refused_before_training(
         start(several, None, model_name="gelu-1l")
     with pytest.raises(ValueError, match="at least two models"):
         start(several, [model])
+
+
+@pytest.mark.parametrize("architecture", ["crosscoder", "cross_layer_transcoder"])
+def test_several_saes_in_one_run_are_of_one_hook_each(architecture: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'shared' is a .*, which reads several hooks"):
+        MultiSAETrainingRunnerConfig(
+            saes={"shared": sae_config(architecture)}, hook_names=RESIDUAL[0], model_name="tiny",
+            dataset_path="x", checkpoint_path=str(tmp_path),
+        )  # fmt: skip
 
 
 def test_models_that_read_other_tokens_are_refused(model: Any) -> None:

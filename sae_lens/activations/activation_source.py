@@ -277,7 +277,7 @@ class ActivationSource(TokenSource):
             held = len(buffer)
             try:
                 with may_be_broken_off():
-                    rows = cache.read_cached_rows(dataset, self.hook_name, start, stop)
+                    rows = self._read_cached(dataset, start, stop)
                     excludes = self.exclude_special_tokens is not None
                     ids = cache.read_cached_token_ids(dataset, start, stop) if excludes else None
                 self._add_kept(buffer, rows, ids)
@@ -300,8 +300,12 @@ class ActivationSource(TokenSource):
         for prompt, ids in zip(activations, token_ids, strict=True):
             buffer.add(filter_excluded((prompt, ids), self.exclude_special_tokens), self._scale)
 
+    def _read_cached(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
+        """Rows of the cache as they are there, on the CPU."""
+        return cache.read_cached_rows(dataset, self.hook_name, start, stop)
+
     def _cached_rows(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
-        rows = cache.read_cached_rows(dataset, self.hook_name, start, stop)
+        rows = self._read_cached(dataset, start, stop)
         return rows.to(device=self.device, dtype=self.dtype)
 
     def _require_cache_holds(self, n_prompts: int) -> Dataset:

@@ -8,19 +8,22 @@ of every `ActivationsStore`, for rows of that width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens.activations import scaling
+from sae_lens.activations import cache, scaling
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
 from sae_lens.activations.model_group import models_of
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import settings_from_runner_config, settings_from_sae
 from sae_lens.hook_names import layer_of
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 Sites = Sequence[tuple[int, str]]
 
@@ -35,7 +38,7 @@ class JointActivationsStore(ActivationsStore):
         settings: those of `ActivationsStore`; `d_in` is the width at every hook.
 
     Raises:
-        ValueError: for cached activations, which are of one hook.
+        ValueError: for cached activations of several models, or without a column for each hook.
     """
 
     estimated_norm_scaling_factor: Any  # one factor for each column of a row
@@ -43,10 +46,10 @@ class JointActivationsStore(ActivationsStore):
     def __init__(
         self, model: Any, *, sites: Sites, target_sites: Sites = (), **settings: Any
     ) -> None:
-        if settings.get("cached_activations_path") is not None:
+        if settings.get("cached_activations_path") is not None and sites[-1][0] > 0:
             raise ValueError(
-                "Several hooks cannot be read from cached activations, which are of one hook; set "
-                "use_cached_activations=False."
+                "Hooks of several models cannot be read from cached activations, which are of one "
+                "model; set use_cached_activations=False."
             )
         self.n_read = len(sites)
         self.sites = (*sites, *target_sites)
@@ -86,7 +89,8 @@ class JointActivationsStore(ActivationsStore):
             )
         settings = settings_from_runner_config(model, cfg, override_dataset)
         store = cls(model, **_sites_of(cfg.sae), **settings)
-        store._require_model_fits()
+        if store.cached_activations_path is None:
+            store._require_model_fits()
         store.hold_out(cfg.eval_held_out_rows)
         return store
 
@@ -117,6 +121,23 @@ class JointActivationsStore(ActivationsStore):
             total_training_tokens=total_tokens,
             device=device,
         )
+
+    def load_cached_activation_dataset(self) -> Dataset | None:
+        """The cache, in which each hook has a column of its own; None without a path."""
+        if self.cached_activations_path is None:
+            return None
+        self.current_row_idx = 0
+        dataset = None
+        for _, name in self.sites:
+            dataset = cache.open_cached_activations(
+                self.cached_activations_path, name, self.context_size, self.width, self.dtype,
+                self.device,
+            )  # fmt: skip
+        return dataset
+
+    def _read_cached(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
+        parts = [cache.read_cached_rows(dataset, name, start, stop) for _, name in self.sites]
+        return torch.cat(parts, dim=-1)
 
     @torch.no_grad()
     def check_model(self) -> None:

@@ -227,6 +227,11 @@ class MultiSAETrainingRunnerConfig:
                     f"{name!r} is a transcoder, which reads two hooks. Train it with "
                     "SAETrainingRunner."
                 )
+            if getattr(self.saes[name], "sites", None):
+                raise ValueError(
+                    f"{name!r} is a {self.saes[name].architecture}, which reads several hooks. "
+                    "Train it with SAETrainingRunner."
+                )
         for what in ("hook_names", "hook_head_indices"):
             given = getattr(self, what)
             if not isinstance(given, Mapping):
