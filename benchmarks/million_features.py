@@ -37,7 +37,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
 
-    began = time.perf_counter()
+    began, peak_before = time.perf_counter(), peak_memory()
     sae = TopKTrainingSAE(
         TopKTrainingSAEConfig(
             d_in=options.d_in,
@@ -73,6 +73,7 @@ def main() -> None:
         "is_sparse": sae._sparse_choice.is_sparse,
         "making_s": round(made, 1),
         "step_s": [round(seconds, 1) for seconds in steps[: options.steps]],
+        "peak_before_gb": round(peak_before / 1e9, 2),
         "peak_of_making_gb": round(peak_of_making / 1e9, 2),
         "peak_gb": round(peak_memory() / 1e9, 2),
     }

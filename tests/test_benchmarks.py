@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -85,3 +87,21 @@ def test_the_report_replaces_what_is_between_the_marks(tmp_path: Path) -> None:
     page.write_text("no marks")
     with pytest.raises(ValueError, match="lacks the marks"):
         write_report([source], svg, page)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("dtype", "n_bytes"), [("float32", 4), ("bfloat16", 2)])
+def test_memory_of_a_large_topk_sae(dtype: str, n_bytes: int) -> None:
+    """Weights, gradients and two moments, and little else: an eighth of a million features."""
+    d_in, d_sae = 512, 1 << 17
+    command = ["-m", "benchmarks.million_features", "--dtype", dtype, "--steps", "2"]
+    done = subprocess.run(
+        [sys.executable, *command, "--d-sae", str(d_sae)],
+        cwd=Path(__file__).parents[1], capture_output=True, text=True, check=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    result = json.loads(done.stdout)
+    assert result["is_sparse"]
+    own = 1e9 * (result["peak_gb"] - result["peak_before_gb"])
+    # the product of one piece and what torch allocates at first use
+    assert own < 4 * 2 * d_in * d_sae * n_bytes + 0.4e9
