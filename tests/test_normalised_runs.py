@@ -7,6 +7,7 @@ import json
 import os
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,7 +22,7 @@ from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import SAE, MatchingPursuitTrainingSAEConfig, TrainingSAE
 from sae_lens.saes.normalization import NORMALIZATION_KINDS, normalize
 from sae_lens.saes.whitening import fold_whitening
-from sae_lens.training.sources import IteratorSource, SourceSettings
+from sae_lens.training.sources import IteratorSource, SourceSettings, StoreSource
 from sae_lens.training.trainer import SAETrainer
 from sae_lens.whitening import CovarianceEstimate, Whitening
 from tests.helpers import (
@@ -297,6 +298,23 @@ def test_evaluations_while_training_are_of_the_sae_as_it_is_saved(
     assert found["ce_loss_with_sae"] != found["ce_loss_without_sae"]
     for name, value in found.items():
         assert logged[0][name] == pytest.approx(value, rel=1e-3), name
+
+
+def test_nothing_is_saved_that_lacks_its_map(tmp_path: Path) -> None:
+    cfg = config(tmp_path, "topk", "v6", "whitening")
+    sae = TrainingSAE(cfg.training_sae_config())
+    for save in (sae.save_model, sae.save_inference_model):
+        with pytest.raises(ValueError, match="the map is not part of it"):
+            save(tmp_path / "sae")
+    fold_whitening(sae, whitening_of(D_IN, 0))
+    sae.save_model(tmp_path / "sae")
+
+
+def test_a_store_that_cannot_look_ahead_is_refused() -> None:
+    source = StoreSource(SimpleNamespace(estimated_norm_scaling_factor=None),
+                         SourceSettings("whitening"))  # fmt: skip
+    with pytest.raises(ValueError, match="SimpleNamespace has no look_ahead"):
+        source.prepare()
 
 
 def test_whitened_rows_have_unit_covariance() -> None:

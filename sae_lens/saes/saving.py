@@ -16,6 +16,7 @@ from sae_lens.registry import SAE_CLASSES, SAE_TRAINING_CLASSES, get_sae_class
 from sae_lens.saes.config import SAEConfig
 from sae_lens.saes.files import write_sae_folder
 from sae_lens.saes.weights import weights_without_values
+from sae_lens.saes.whitening import refuse_unfolded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -48,7 +49,11 @@ class Saving(nn.Module):
 
         Returns:
             The paths of weights, config and, if given, sparsity.
+
+        Raises:
+            ValueError: for an SAE in training that works on whitened activations.
         """
+        refuse_unfolded(self)
         state_dict = dict(self.state_dict())
         self.process_state_dict_for_saving(state_dict)
         return write_sae_folder(path, self._file_config(), state_dict, sparsity)

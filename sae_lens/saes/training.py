@@ -46,6 +46,7 @@ from sae_lens.saes.training_step import (
     as_step_input,
 )
 from sae_lens.saes.weights import are_without_values, remove_parallel_component_, unit_rows_
+from sae_lens.saes.whitening import refuse_unfolded
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -55,10 +56,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass
 class TrainCoefficientConfig:
-    """A sparsity coefficient and the steps over which it rises from 0."""
+    """A sparsity coefficient and the steps (or, as a float, share) over which it rises from 0."""
 
     value: float
-    warm_up_steps: int = 0
+    warm_up_steps: int | float = 0
 
 
 class TrainingSAE(SAE):
@@ -230,7 +231,7 @@ class TrainingSAE(SAE):
         """The sparsity coefficient of the config under the name that the loss asks for."""
         if not self.coefficient_name:
             return {}
-        steps = int(getattr(self.cfg, "l1_warm_up_steps", 0) or 0)
+        steps = getattr(self.cfg, "l1_warm_up_steps", 0) or 0
         return {
             self.coefficient_name: TrainCoefficientConfig(float(self.cfg.l1_coefficient), steps)
         }
@@ -484,6 +485,7 @@ class TrainingSAE(SAE):
         self, path: str | Path, sparsity: Tensor | None = None
     ) -> tuple[Path, Path] | tuple[Path, Path, Path]:
         """Write the folder of the inference SAE: no training keys, everything folded."""
+        refuse_unfolded(self)
         values, state_dict = self.inference_components()
         return write_sae_folder(path, values, state_dict, sparsity)
 

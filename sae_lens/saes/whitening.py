@@ -51,6 +51,16 @@ def refuse_whitening(architecture: str, normalize_activations: str | None) -> No
         )
 
 
+def refuse_unfolded(sae: Any) -> None:
+    """`ValueError` for an SAE that works on whitened activations: a file would lack the map."""
+    if sae.cfg.normalize_activations == WHITENING:
+        raise ValueError(
+            "This SAE works on whitened activations, and the map is not part of it. A run's "
+            "checkpoints have it folded in, as has the SAE that the run returns; in between, use "
+            "fold_whitening on a copy."
+        )
+
+
 @torch.no_grad()
 def fold_whitening(sae: Any, reads: Whitening, writes: Whitening | None = None) -> None:
     """Make an SAE trained on whitened activations work on raw ones, in place.

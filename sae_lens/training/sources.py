@@ -280,6 +280,12 @@ class StoreSource(ActivationSource):
         return self.finished(self.store.storage_buffer[:, 0, :])
 
     def _look_ahead(self, take: Callable[[Iterable[Tensor]], Any]) -> Any:
+        if not hasattr(self.store, "look_ahead"):
+            raise ValueError(
+                "Whitening and norm_filter need statistics of the data, and a "
+                f"{type(self.store).__name__} has no look_ahead to take them from. Pass an "
+                "ActivationsStore or an iterable of batches."
+            )
         with closing(self.store.look_ahead(self.settings.n_batches)) as batches:
             return take(rows[:, 0, :] for rows in batches)
 
