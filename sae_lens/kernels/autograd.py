@@ -52,13 +52,16 @@ def sparse_decode_with_norms(
     active: ActiveSet,
     workspace: Workspace,
     with_norms: bool = False,
+    n_blocks: int = 1,
 ) -> Decoded:
     """`S @ W_dec` for several S with the same entries; `with_norms` also W_dec's row norms.
 
-    Together, because both contribute to W_dec's gradient, which is then written once.
+    Together, because both contribute to W_dec's gradient, which is then written once. With rows of
+    `n_blocks` parts side by side, a norm is the sum of its parts' L2 norms.
     """
-    recons, norms = _SparseDecode.apply(values, W_dec, active, workspace, with_norms)  # type: ignore[misc]
-    return Decoded(recons, norms)
+    blocks = n_blocks if with_norms else 0
+    recons, norms = _SparseDecode.apply(values, W_dec, active, workspace, blocks)  # type: ignore[misc]
+    return Decoded(recons, None if norms is None else norms.sum(dim=-1))
 
 
 class _HiddenAtEntries(torch.autograd.Function):
@@ -90,7 +93,7 @@ class _HiddenAtEntries(torch.autograd.Function):
                 grad_W_enc = ctx.workspace.take_gradient(W_enc)
                 weight_gradient(gradient, active, centred, out=grad_W_enc.t())
             if needs_b_enc or needs_b_dec:
-                per_feature = active.sum_cols(gradient)
+                per_feature = active.sum_cols(gradient).to(gradient.dtype)
                 grad_b_enc = per_feature if needs_b_enc else None
                 grad_b_dec = -(W_enc @ per_feature) if needs_b_dec else None
             if needs_x:
@@ -106,12 +109,13 @@ class _SparseDecode(torch.autograd.Function):
         W_dec: Tensor,
         active: ActiveSet,
         workspace: Workspace,
-        with_norms: bool,
+        n_blocks: int,
     ) -> tuple[Tensor, Tensor | None]:
         stacked = active.stacked(values.shape[0])
         with without_autocast(W_dec):
             recons = sparse_decode(values.flatten(), stacked, W_dec)
-            norms = torch.linalg.vector_norm(W_dec, dim=-1) if with_norms else None
+            parts = W_dec.unflatten(1, (n_blocks, -1)) if n_blocks else None
+            norms = None if parts is None else torch.linalg.vector_norm(parts, dim=-1)
         ctx.save_for_backward(values, W_dec, norms)
         ctx.active, ctx.workspace = stacked, workspace
         ctx.set_materialize_grads(False)
@@ -136,8 +140,10 @@ class _SparseDecode(torch.autograd.Function):
                 through_norms = grad_norms is not None
                 if through_norms:
                     # the gradient of a norm is the unit vector, and 0 at the origin
-                    per_norm = torch.where(norms > 0, grad_norms / norms, 0.0)
-                    torch.mul(W_dec, per_norm.unsqueeze(1), out=grad_W_dec)
+                    per_norm = torch.where(norms > 0, grad_norms / norms, 0.0).unsqueeze(-1)
+                    blocks = (per_norm.shape[1], -1)
+                    out = grad_W_dec.unflatten(1, blocks)
+                    torch.mul(W_dec.unflatten(1, blocks), per_norm, out=out)
                 if grad_recons is not None:
                     weight_gradient(
                         values.flatten(), active, grad_recons, grad_W_dec, through_norms

@@ -71,10 +71,15 @@ class CrosscoderTraining(CrosscoderMaps, SeveralHooksTraining):
         return super().sparse_encode_for_training(x)
 
     def sparse_decode(self, values: Float[Tensor, "sets nnz"], active: ActiveSet) -> Decoded:
-        """The kernel's product, beside the norms that are a crosscoder's."""
-        decoded = sparse_decode_with_norms(values, self.W_dec, active, self._workspace)
-        norms = self.decoder_norms() if self.needs_decoder_norms() else None
-        return Decoded(decoded.recons, norms)
+        """What values at the entries sum up to, and the norms that are a crosscoder's."""
+        return sparse_decode_with_norms(
+            values,
+            self.W_dec,
+            active,
+            self._workspace,
+            with_norms=self.needs_decoder_norms(),
+            n_blocks=self.n_hooks if self.cfg.decoder_norm == "sum" else 1,
+        )
 
     def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Config and tensors of the crosscoder that this one becomes."""
