@@ -205,7 +205,7 @@ def test_nothing_is_pickled_and_every_file_has_a_checksum(tmp_path: Path, model:
 # -- longer, and with other settings --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("normalization", ["none", "expected_average_only_in"])
+@pytest.mark.parametrize("normalization", ["none", "expected_average_only_in", "whitening"])
 def test_a_finished_run_can_be_made_longer(normalization: str, tmp_path: Path, model: Any) -> None:
     fields = {"normalize_activations": normalization, "lr_decay_steps": 0}
     longer = {**fields, "training_tokens": BATCH * 40}
