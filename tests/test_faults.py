@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -358,14 +358,20 @@ def test_training_goes_on_without_wandb(
 # -- numbers that are not finite ------------------------------------------------------------------
 
 
-def spoiled_store(monkeypatch: pytest.MonkeyPatch, steps: set[int]) -> None:
-    """Let the training batches of these numbers, counted as they are drawn, hold a NaN."""
+def put_nan(batch: Tensor) -> None:
+    batch[3] = math.nan
+
+
+def spoiled_store(
+    monkeypatch: pytest.MonkeyPatch, steps: set[int], by: Callable[[Tensor], Any] = put_nan
+) -> None:
+    """Spoil the training batches of these numbers, counted as they are drawn."""
     real, drawn = ActivationsStore.next_batch, []
 
     def next_batch(self: ActivationsStore) -> Tensor:
         batch = real(self)
         if len(drawn) in steps:
-            batch[3] = math.nan
+            by(batch)
         drawn.append(0)
         return batch
 
@@ -383,6 +389,26 @@ def test_a_bad_batch_is_skipped_if_asked(
     cfg = run_config(tmp_path / "b", on_nan="skip_batch", log_to_jsonl=None)
     with pytest.raises(NonFiniteLossError, match=f"step {MOST_SKIPPED_IN_A_ROW}"):
         train(cfg, model)
+
+
+def test_a_spike_is_left_out_or_stops_the_run(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spoiled_store(monkeypatch, {61}, by=lambda batch: batch.mul_(50))
+    fields = {"training_tokens": BATCH * 70, "loss_spike_factor": 10.0, "log_to_jsonl": None}
+    with pytest.raises(NonFiniteLossError, match="step 61 is more than 10.0 times"):
+        train(run_config(tmp_path, **fields), model)
+    assert latest_name(tmp_path / "run") == str(61 * BATCH)
+    monkeypatch.undo()
+    spoiled_store(monkeypatch, {61}, by=lambda batch: batch.mul_(50))
+    left_out = train(run_config(tmp_path / "b", on_nan="skip_batch", **fields), model)
+    assert caplog.text.count("is skipped") == 1
+    # the stopped run holds the bad batch, and goes on without it
+    monkeypatch.undo()
+    cfg = run_config(tmp_path, on_nan="skip_batch", resume_from_checkpoint="latest", **fields)
+    assert_same_weights(train(cfg, model), left_out)
+    with pytest.raises(ValueError, match="loss_spike_factor is 1.0; it must be above 1"):
+        run_config(tmp_path, loss_spike_factor=1.0)
 
 
 def test_rewinding_goes_back_and_on_with_other_data(

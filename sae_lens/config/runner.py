@@ -143,6 +143,7 @@ class LanguageModelSAERunnerConfig(RunParts, RunFiles):
             these evaluations instead.
         on_nan: when a loss is not finite: stop after a checkpoint, skip_batch, or rewind to the
             last checkpoint and go on with other data.
+        loss_spike_factor: treat a loss above this many times its running mean likewise.
         auto_batch: when the language model runs out of memory, run its batches in halves; the
             batches that the SAE sees stay the same.
         features: further training features, as a `TrainingFeatures` or the dictionary of one.
@@ -268,6 +269,7 @@ class LanguageModelSAERunnerConfig(RunParts, RunFiles):
     eval_dataset_split: str = field(default="train", kw_only=True)
     eval_held_out_rows: int = field(default=0, kw_only=True)
     on_nan: str = field(default="stop", kw_only=True)
+    loss_spike_factor: float | None = field(default=None, kw_only=True)
     auto_batch: bool = field(default=False, kw_only=True)
     features: dict[str, Any] | None = dict_field(None, kw_only=True)  # noqa: RUF009
 

@@ -257,6 +257,11 @@ def _refuse_bad_policies(cfg: Any) -> None:
             raise ValueError(f"{name} is {getattr(cfg, name)!r}; allowed are {', '.join(allowed)}.")
     if cfg.keep_last is not None and cfg.keep_last < 1:
         raise ValueError(f"keep_last is {cfg.keep_last}; it must be at least 1, or None for all.")
+    factor = cfg.loss_spike_factor
+    if factor is not None and not factor > 1:
+        raise ValueError(
+            f"loss_spike_factor is {factor}; it must be above 1, or None to look for no spikes."
+        )
     minutes = cfg.checkpoint_every_minutes
     if minutes is not None and not minutes > 0:
         raise ValueError(

@@ -5,12 +5,13 @@ noted in a tensor there, the optimiser skips that step and all after it (so the 
 before it), and `check`, called now and then, raises.
 
 Where bad batches are to be skipped, the optimiser skips just them, and only a long row of them is
-an error.
+an error. If asked, a loss far above its running mean is as bad as one that is not finite.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,10 +22,28 @@ ON_NAN = ("stop", "skip_batch", "rewind")
 MOST_SKIPPED_IN_A_ROW = 20
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss, or its gradient, became NaN or infinite; the weights are those before that step."""
+# The mean of losses that a spike is measured by: over about so many steps, and from so many on.
+_STEPS_IN_MEAN = 100
+_STEPS_BEFORE_SPIKES = 50
 
-    def __init__(self, step: int, inputs_are_finite: bool) -> None:
+
+class NonFiniteLossError(RuntimeError):
+    """The loss, or its gradient, became NaN or infinite; the weights are those before that step.
+
+    Also where it spiked, if that was to be looked for.
+    """
+
+    def __init__(
+        self, step: int, inputs_are_finite: bool, spike_factor: float | None = None
+    ) -> None:
+        self.step = step
+        if spike_factor is not None:
+            super().__init__(
+                f"The loss at training step {step} is more than {spike_factor} times its running "
+                "mean. Leave the batch out (on_nan='skip_batch'), raise loss_spike_factor, or "
+                "lower lr. The weights before that step are kept."
+            )
+            return
         if inputs_are_finite:
             reason = (
                 "The activations of that batch are finite, so training has diverged: lower lr, "
@@ -39,7 +58,6 @@ class NonFiniteLossError(RuntimeError):
             f"The loss or its gradient is NaN or infinite at training step {step}. {reason} The "
             "weights before that step are kept."
         )
-        self.step = step
 
 
 class NonFiniteWatch:
@@ -48,10 +66,14 @@ class NonFiniteWatch:
     Args:
         device: where the loss is computed.
         skips: whether bad batches are left out instead of ending the training.
+        spike_factor: a loss above this many times its running mean is bad, too; None for none.
     """
 
-    def __init__(self, device: torch.device, skips: bool = False) -> None:
+    def __init__(
+        self, device: torch.device, skips: bool = False, spike_factor: float | None = None
+    ) -> None:
         self._looks_at_once = device.type == "cpu"
+        self._spike_factor = spike_factor
         self._skips = skips
         self._device = device
         self.forget()
@@ -63,16 +85,26 @@ class NonFiniteWatch:
         self._inputs_were_finite = torch.ones((), dtype=torch.bool, device=device)
         self._n_in_a_row = torch.zeros((), dtype=torch.long, device=device)
         self._n_skipped = torch.zeros((), dtype=torch.long, device=device)
+        self._mean = torch.zeros((), dtype=torch.float64, device=device)
+        self._n_in_mean = torch.zeros((), dtype=torch.long, device=device)
+        self._was_spike = torch.zeros((), dtype=torch.bool, device=device)
 
-    def state_dict(self) -> dict[str, int]:
-        """How many bad batches were left out, and how many of them just now."""
-        return {"n_skipped": int(self._n_skipped), "n_in_a_row": int(self._n_in_a_row)}
+    def state_dict(self) -> dict[str, Any]:
+        """How many bad batches were left out, how many of them just now, and the mean loss."""
+        return {
+            "n_skipped": int(self._n_skipped),
+            "n_in_a_row": int(self._n_in_a_row),
+            "mean": self._mean.item(),
+            "n_in_mean": int(self._n_in_mean),
+        }
 
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on counting from a `state_dict`."""
         self.forget()
         self._n_skipped.fill_(state["n_skipped"])
         self._n_in_a_row.fill_(state["n_in_a_row"])
+        self._mean.fill_(state.get("mean", 0.0))
+        self._n_in_mean.fill_(state.get("n_in_mean", 0))
 
     @property
     def n_skipped(self) -> int:
@@ -95,12 +127,17 @@ class NonFiniteWatch:
         finite = torch.isfinite(loss.detach())
         if gradient_norm is not None:
             finite = finite & torch.isfinite(gradient_norm)
+        spikes = torch.zeros_like(finite)
+        if self._spike_factor is not None:
+            spikes = finite & self._spikes(loss.detach().double(), finite)
+            finite = finite & ~spikes
         if self._looks_at_once and bool(finite):
             self._n_in_a_row.zero_()
             return ~finite
         inputs_are_finite = torch.isfinite(sae_in).all()
         if self._looks_at_once and not self._skips:
-            raise NonFiniteLossError(step, bool(inputs_are_finite))
+            factor = self._spike_factor if bool(spikes) else None
+            raise NonFiniteLossError(step, bool(inputs_are_finite), factor)
         if self._skips:
             self._n_skipped += ~finite
             self._n_in_a_row = torch.where(finite, 0, self._n_in_a_row + 1)
@@ -110,6 +147,7 @@ class NonFiniteWatch:
             is_first = ~finite & (self._first_bad_step < 0)
         self._first_bad_step = torch.where(is_first, step, self._first_bad_step)
         self._inputs_were_finite &= ~is_first | inputs_are_finite
+        self._was_spike |= is_first & spikes
         if self._looks_at_once:
             self._raise_if_bad()
         return ~finite | (self._first_bad_step >= 0)
@@ -122,4 +160,16 @@ class NonFiniteWatch:
     def _raise_if_bad(self) -> None:
         step = int(self._first_bad_step)
         if step >= 0:
-            raise NonFiniteLossError(step, bool(self._inputs_were_finite))
+            factor = self._spike_factor if bool(self._was_spike) else None
+            raise NonFiniteLossError(step, bool(self._inputs_were_finite), factor)
+
+    def _spikes(self, loss: Tensor, finite: Tensor) -> Tensor:
+        """Whether the loss is far above the mean of those before; it enters it if it is not."""
+        knows_enough = self._n_in_mean >= _STEPS_BEFORE_SPIKES
+        spikes = knows_enough & (loss > (self._spike_factor or 1.0) * self._mean)
+        counts = finite & ~spikes
+        self._n_in_mean += counts
+        # The mean of all at first, of the latest ones later.
+        share = 1.0 / self._n_in_mean.clamp(min=1, max=_STEPS_IN_MEAN)
+        self._mean = torch.where(counts, self._mean + share * (loss - self._mean), self._mean)
+        return spikes

@@ -22,7 +22,8 @@ MAY_DIFFER = frozenset({
     "dataset_trust_remote_code", "act_store_device",
     # when checkpoints are made, and what happens when something fails
     "n_checkpoints", "checkpoint_every_minutes", "keep_last", "keep_best_metric", "keep_best_mode",
-    "save_final_checkpoint", "resume", "resume_from_checkpoint", "on_nan", "auto_batch",
+    "save_final_checkpoint", "resume", "resume_from_checkpoint", "on_nan",
+    "loss_spike_factor", "auto_batch",
     "prefetch_batches", "prefetch_llm_batches", "evaluator",
     # how long to train
     "training_tokens", "finetuning_tokens", "total_training_samples",

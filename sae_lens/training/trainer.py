@@ -151,7 +151,8 @@ class SAETrainer(TrainerReports, TrainerState):
         counts_tokens = self.features.features.dead_after_tokens is not None
         self.statistics = FiringStatistics(self.sae.cfg.d_sae, device, counts_tokens)
         self._on_nan = getattr(self.cfg, "on_nan", "stop")
-        self._nonfinite = NonFiniteWatch(device, skips=self._on_nan == "skip_batch")
+        spike_factor = getattr(self.cfg, "loss_spike_factor", None)
+        self._nonfinite = NonFiniteWatch(device, self._on_nan == "skip_batch", spike_factor)
         self.rewinds: dict[str, Any] = {}
         self._guard = IterationGuard()
         self.request_stop = self._guard.request_stop

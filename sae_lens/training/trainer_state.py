@@ -93,12 +93,14 @@ class TrainerState:
         return checkpoint_thresholds(cfg.total_training_tokens, cfg.n_checkpoints)
 
     def _checkpoint_if_needed(self) -> None:
-        if not self.features.completes_update(self.n_training_steps - 1):
-            return  # checkpoints do not hold gradients that are still adding up
-        is_due = self._policy.is_time() | self._guard.take_checkpoint_request()
-        if self.checkpoint_thresholds and self.n_training_tokens > self.checkpoint_thresholds[0]:
-            self.checkpoint_thresholds.pop(0)
-            is_due = True
+        is_due = self._guard.take_checkpoint_request()
+        # Planned ones wait until gradients that add up have moved the weights.
+        if self.features.completes_update(self.n_training_steps - 1):
+            is_due |= self._policy.is_time()
+            due = self.checkpoint_thresholds
+            if due and self.n_training_tokens > due[0]:
+                due.pop(0)
+                is_due = True
         if is_due:
             self._save_on_the_way(str(self.n_training_tokens))
         if self._policy.take_best():
@@ -121,10 +123,9 @@ class TrainerState:
         return None
 
     def _rewind(self, error: NonFiniteLossError) -> None:
-        # The state that is gone back to holds a count of its own.
+        self._nonfinite.forget()
         rewind(self, error)
         self.source.drop_what_was_put_back()
-        self._nonfinite.forget()
 
     def resume_state(self) -> dict[str, Any] | None:
         """What a checkpoint needs for the run to go on from it; None in the middle of a step."""

@@ -44,3 +44,32 @@ def test_nothing_happens_while_all_is_well() -> None:
     watch._looks_at_once = False
     watch.observe(FINE, None, FINE, 0)
     watch.check()
+
+
+@pytest.mark.parametrize("looks_at_once", [True, False])
+@pytest.mark.parametrize("skips", [True, False])
+def test_a_loss_far_above_its_mean_is_a_bad_one(looks_at_once: bool, skips: bool) -> None:
+    watch = NonFiniteWatch(torch.device("cpu"), skips, spike_factor=5.0)
+    watch._looks_at_once = looks_at_once
+    # too early to tell; then steps that fall slowly, and one below the factor
+    losses = [1.0, 30.0, *[2.0 - step / 100 for step in range(98)], 4.0]
+    assert not any(watch.observe(torch.tensor(x), FINE, FINE, i) for i, x in enumerate(losses))
+    assert 1.0 < float(watch._mean) < 2.0
+    again = NonFiniteWatch(torch.device("cpu"), skips, spike_factor=5.0)
+    again._looks_at_once = looks_at_once
+    again.load_state_dict(watch.state_dict())
+    for one in (watch, again):
+        if skips:
+            assert one.observe(torch.tensor(20.0), FINE, FINE, 200)
+            assert not one.observe(torch.tensor(1.0), FINE, FINE, 201)
+            assert one.n_skipped == 1
+            continue
+        with pytest.raises(NonFiniteLossError, match="step 200 is more than 5.0 times its running"):
+            one.observe(torch.tensor(20.0), FINE, FINE, 200)
+            one.check()
+    assert watch.state_dict() == again.state_dict()
+
+
+def test_without_a_factor_no_loss_is_too_high() -> None:
+    watch = NonFiniteWatch(torch.device("cpu"))
+    assert not any(watch.observe(torch.tensor(10.0**i), FINE, FINE, i) for i in range(30))
