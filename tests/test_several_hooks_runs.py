@@ -23,6 +23,7 @@ from sae_lens.config import (
     LanguageModelSAERunnerConfig,
     MultiSAETrainingRunnerConfig,
 )
+from sae_lens.constants import EMBEDDED_DATASET_NAME, EMBEDDED_MODEL_NAME
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.held_out_evaluation import HeldOutEvaluator
 from sae_lens.registry import get_sae_training_class
@@ -196,6 +197,30 @@ def test_a_run_on_a_language_model(
     target = stacked(model, tokens, names)
     error = loaded(stacked(model, tokens, loaded.cfg.hook_names)) - target
     assert error.pow(2).sum() < (target - target.mean(dim=(0, 1))).pow(2).sum()
+
+
+@pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
+@pytest.mark.parametrize("architecture", ["batchtopk_crosscoder", "topk_cross_layer_transcoder"])
+def test_a_few_steps_on_the_embedded_model(architecture: str, tmp_path: Path) -> None:
+    layers = range(4)
+    hooks: dict[str, Any] = {"hook_names": [f"blocks.{layer}.hook_resid_post" for layer in layers]}
+    if "transcoder" in architecture:
+        hooks = {
+            "hook_names": [f"blocks.{layer}.ln2.hook_normalized" for layer in layers],
+            "hook_names_out": [f"blocks.{layer}.hook_mlp_out" for layer in layers],
+        }
+    sae = sae_config(
+        architecture, d_in=128, d_sae=256, normalize_activations="expected_average_only_in", **hooks
+    )
+    cfg = run_config(
+        tmp_path, sae, model_name=EMBEDDED_MODEL_NAME, dataset_path=EMBEDDED_DATASET_NAME,
+        context_size=32, training_tokens=128 * 24, train_batch_size_tokens=128, lr=1e-2,
+        wandb_log_frequency=1, eval_every_n_wandb_logs=1000, n_checkpoints=0,
+    )  # fmt: skip
+    SAETrainingRunner(cfg).run()
+    logged = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    explained = [e["metrics/explained_variance"] for e in logged if "losses/mse_loss" in e]
+    assert len(explained) == 24 and sum(explained[-4:]) / 4 > sum(explained[:4]) / 4 + 0.1
 
 
 def trained(architecture: str, model: Any, rows: Dataset, tmp_path: Path, **fields: Any) -> Any:
