@@ -187,12 +187,18 @@ def convert(value: Any, hint: Any) -> Any:
     for member in members:
         if isinstance(member, type) and dataclasses.is_dataclass(member):
             return _as_nested_config(value, member)
+    if {int, float} <= set(members) and _is_written_as_float(value):
+        members = tuple(member for member in members if member is not int)  # 1 and 1.0 differ
     for member in _most_special_first(members):
         try:
             return _convert_to(value, member)
         except (ValueError, TypeError, OverflowError, RecursionError):
             continue
     raise ValueError(f"{value!r} is not {_with_article(type_name(hint))}.")
+
+
+def _is_written_as_float(value: Any) -> bool:
+    return isinstance(value, float) or (isinstance(value, str) and "." in value)
 
 
 def type_name(hint: Any) -> str:

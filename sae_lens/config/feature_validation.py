@@ -1,10 +1,11 @@
-"""Training features that contradict each other, or other settings of a run."""
+"""Schedules and training features that contradict each other, or other settings of a run."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from sae_lens.training.features import TrainingFeatures
+from sae_lens.training.loss_schedules import steps_of_setting
 
 # What says that the config's own schedule of the learning rate is used.
 _LR_DEFAULTS = {
@@ -13,6 +14,16 @@ _LR_DEFAULTS = {
     "lr_decay_steps": 0,
     "n_restart_cycles": 1,
 }
+
+
+_STEPS = ("l1_warm_up_steps", "lr_warm_up_steps", "lr_decay_steps")
+
+
+def refuse_bad_steps(cfg: Any) -> None:
+    """`ValueError` for a number of steps that is negative, or a share of them above 1."""
+    for name in _STEPS:
+        if hasattr(cfg, name):
+            steps_of_setting(name, getattr(cfg, name), cfg.total_training_steps)
 
 
 def refuse_contradictory_features(cfg: Any) -> None:

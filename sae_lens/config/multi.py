@@ -95,9 +95,9 @@ class MultiSAETrainingRunnerConfig:
     adam_beta2: float = 0.999
     lr: float = 3e-4
     lr_scheduler_name: str = "constant"
-    lr_warm_up_steps: int = 0
+    lr_warm_up_steps: int | float = 0
     lr_end: float | None = None
-    lr_decay_steps: int = 0
+    lr_decay_steps: int | float = 0
     n_restart_cycles: int = 1
     dead_feature_window: int = 1000
     feature_sampling_window: int = 2000

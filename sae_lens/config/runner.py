@@ -79,12 +79,13 @@ class LanguageModelSAERunnerConfig(RunParts, RunFiles):
         l1_coefficient: weight of the sparsity term (of the L0 term for jumprelu).
         lp_norm: p of the p-norm in the sparsity term.
         scale_sparsity_penalty_by_decoder_norm: weigh features by their decoder norm in it.
-        l1_warm_up_steps: steps over which the sparsity term grows to its full weight.
+        l1_warm_up_steps: steps over which the sparsity term grows to its full weight; of all steps,
+            a float in [0, 1] is a share.
         lr: learning rate.
         lr_scheduler_name: constant, cosineannealing or cosineannealingwarmrestarts.
-        lr_warm_up_steps: steps of linear warm-up of the learning rate.
+        lr_warm_up_steps: steps of linear warm-up of the learning rate, or a share likewise.
         lr_end: learning rate at the end of the cosine schedules; lr / 10 when not given.
-        lr_decay_steps: last steps, in which the learning rate falls linearly to zero.
+        lr_decay_steps: last steps, in which the learning rate falls linearly to zero, or a share.
         n_restart_cycles: cycles of cosineannealingwarmrestarts.
         finetuning_method: what learns in that phase: scale, decoder or unrotated_decoder.
         use_ghost_grads: ghost gradients for dead features of a standard SAE.
@@ -208,13 +209,13 @@ class LanguageModelSAERunnerConfig(RunParts, RunFiles):
     l1_coefficient: float = 1e-3
     lp_norm: float = 1
     scale_sparsity_penalty_by_decoder_norm: bool = False
-    l1_warm_up_steps: int = 0
+    l1_warm_up_steps: int | float = 0
 
     lr: float = 3e-4
     lr_scheduler_name: str = "constant"
-    lr_warm_up_steps: int = 0
+    lr_warm_up_steps: int | float = 0
     lr_end: float | None = None
-    lr_decay_steps: int = 0
+    lr_decay_steps: int | float = 0
     n_restart_cycles: int = 1
 
     finetuning_method: str | None = None

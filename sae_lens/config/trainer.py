@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from sae_lens.config.feature_validation import refuse_contradictory_features
+from sae_lens.config.feature_validation import refuse_bad_steps, refuse_contradictory_features
 from sae_lens.config.logging import LoggingConfig
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.training.features import features_as_dict
@@ -33,8 +33,8 @@ class SAETrainerConfig:
     lr: float = 3e-4
     lr_end: float | None = None
     lr_scheduler_name: str = "constant"
-    lr_warm_up_steps: int = 0
-    lr_decay_steps: int = 0
+    lr_warm_up_steps: int | float = 0
+    lr_decay_steps: int | float = 0
     n_restart_cycles: int = 1
     adam_beta1: float = 0.9
     adam_beta2: float = 0.999
@@ -65,6 +65,7 @@ class SAETrainerConfig:
             self.logger = LoggingConfig(**self.logger)
         if self.lr_end is None:
             self.lr_end = self.lr / 10
+        refuse_bad_steps(self)
         refuse_contradictory_features(self)
         self.device = str(self.device)
 

@@ -11,7 +11,7 @@ import string
 import warnings
 from typing import Any
 
-from sae_lens.config.feature_validation import refuse_contradictory_features
+from sae_lens.config.feature_validation import refuse_bad_steps, refuse_contradictory_features
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
@@ -78,6 +78,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
     _refuse_numbers_out_of_range(cfg)
     check_sparse_kernels(cfg.sparse_kernels)
     _refuse_bad_policies(cfg)
+    refuse_bad_steps(cfg)
     refuse_contradictory_features(cfg)
     if cfg.verbose:
         _log_summary(cfg)

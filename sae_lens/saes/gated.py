@@ -23,6 +23,7 @@ from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.losses import reconstruction_error
 from sae_lens.saes.sparse_training import centred, entries_above, scaled_for_decoding
 from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm, sparsity_term_of
 from sae_lens.saes.training import TrainingEncoding, TrainingSAE, TrainStepInput
@@ -42,7 +43,7 @@ class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
 
     Attributes:
         l1_coefficient: weight of the sparsity term.
-        l1_warm_up_steps: steps over which the weight rises from 0.
+        l1_warm_up_steps: steps over which the weight rises from 0, or a share of all in [0, 1].
         lp_norm: p of the sparsity term's p-norm, on the gate's activations.
         detach_auxiliary_decoder: the gate's reconstruction trains the encoder alone, as in the
             paper; recommended, but not the default, which is what released SAEs were trained with.
@@ -52,7 +53,7 @@ class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     """
 
     architecture: str = "gated"
-    l1_warm_up_steps: int = 0
+    l1_warm_up_steps: int | float = 0
     lp_norm: float = 1.0
     detach_auxiliary_decoder: bool = False
     sparsity_loss: SparsityLossName = "power"
@@ -127,7 +128,7 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         if self._detaches_decoder:
             W_dec, b_dec = W_dec.detach(), b_dec.detach()
         recons = gate_acts @ W_dec + b_dec
-        auxiliary = (recons - target).pow(2).sum(dim=-1).mean()
+        auxiliary = reconstruction_error(recons, target)
         return {
             "l1_loss": l1,
             "auxiliary_reconstruction_loss": auxiliary,
@@ -184,10 +185,12 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         active = encoding.active
         weighted = gate_acts * norms[active.cols]
         l1 = self.sparsity_term().of_entries(weighted, active, step.coefficient("l1"))
-        error = decoding.gate_recons + self.b_dec - decoding.processed_in
+        gate_recons = decoding.gate_recons + self.b_dec
         return {
             "l1_loss": l1,
-            "auxiliary_reconstruction_loss": error.pow(2).sum(dim=-1).mean(),
+            "auxiliary_reconstruction_loss": reconstruction_error(
+                gate_recons, decoding.processed_in
+            ),
         }
 
 

@@ -22,6 +22,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from sae_lens.kernels.precision import sum_dtype
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import JumpReLU, JumpReLUThroughInput, Step, StepThroughInput
 from sae_lens.saes.base import SAE
@@ -63,7 +64,7 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
         jumprelu_bandwidth: width of the pseudo-gradient's window.
         jumprelu_sparsity_loss_mode: "step", "tanh", "quadratic", "power" or "tanh-quad".
         l0_coefficient: weight of the sparsity term.
-        l0_warm_up_steps: steps over which the weight rises from 0.
+        l0_warm_up_steps: steps over which the weight rises from 0, or a share of all in [0, 1].
         pre_act_loss_coefficient: weight of the loss that revives dead features; None for none.
         jumprelu_tanh_scale: c in the tanh terms.
         lp_norm: p of the power term.
@@ -77,7 +78,7 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     jumprelu_bandwidth: float = 0.05
     jumprelu_sparsity_loss_mode: JumpReLUSparsity = "step"
     l0_coefficient: float = 1.0
-    l0_warm_up_steps: int = 0
+    l0_warm_up_steps: int | float = 0
     pre_act_loss_coefficient: float | None = None
     jumprelu_tanh_scale: float = 4.0
     jumprelu_ste_to_input: bool = False
@@ -188,7 +189,8 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         if term is not None:
             return term.of(encoding.feature_acts * self.decoder_norms(), coefficient)
         step_fn = StepThroughInput if self._ste_to_input() else Step
-        l0 = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth).sum(dim=-1)
+        active = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth)
+        l0 = active.sum(dim=-1, dtype=sum_dtype(active))
         if mode == "quadratic":
             target = self.cfg.target_l0
             return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
@@ -198,7 +200,8 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         if dead_neuron_mask is None:
             return hidden_pre.new_zeros(())
         below = torch.relu(self.threshold - hidden_pre) * dead_neuron_mask * self.decoder_norms()
-        return self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
+        per_token = below.sum(dim=-1, dtype=sum_dtype(below))
+        return self.cfg.pre_act_loss_coefficient * per_token.mean()
 
     def has_sparse_form(self) -> bool:
         """With a window of some width, and a sum in the loss."""
@@ -255,9 +258,8 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
                 hidden_pre = hidden_pre_of(self, decoding.processed_in, dead.indices)
                 below = torch.relu(self.threshold[dead.indices] - hidden_pre)
                 below = dead.only(below * decoding.decoder_norms[dead.indices])
-                losses["pre_act_loss"] = (
-                    self.cfg.pre_act_loss_coefficient * below.sum(dim=-1).mean()
-                )
+                per_token = below.sum(dim=-1, dtype=sum_dtype(below))
+                losses["pre_act_loss"] = self.cfg.pre_act_loss_coefficient * per_token.mean()
         return losses
 
     def _sparsity_of_entries(

@@ -42,7 +42,7 @@ class StandardTrainingSAEConfig(ArchitectureTrainingSAEConfig):
     Attributes:
         l1_coefficient: weight of the sparsity term.
         lp_norm: p of its p-norm.
-        l1_warm_up_steps: steps over which the weight rises from 0.
+        l1_warm_up_steps: steps over which the weight rises from 0, or a share of all in [0, 1].
         sparsity_loss: "power" (the p-norm), "tanh" or "tanh-quad" (see `sparsity_losses.py`).
         tanh_stretch: c in the tanh terms.
         frequency_scale: firing frequency at which tanh-quad doubles the price.
@@ -50,7 +50,7 @@ class StandardTrainingSAEConfig(ArchitectureTrainingSAEConfig):
 
     architecture: str = "standard"
     lp_norm: float = 1.0
-    l1_warm_up_steps: int = 0
+    l1_warm_up_steps: int | float = 0
     sparsity_loss: SparsityLossName = "power"
     tanh_stretch: float = 4.0
     frequency_scale: float = 0.01

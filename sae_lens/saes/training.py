@@ -10,22 +10,20 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 
-from sae_lens.constants import FILE_FORMAT_VERSION
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import Decoded, sparse_decode_with_norms
 from sae_lens.kernels.dispatch import SparseChoice, SparseKernels
 from sae_lens.kernels.workspace import Workspace
-from sae_lens.registry import SAE_CLASSES, get_sae_training_class
+from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import SAEConfig, TrainingSAEConfig
-from sae_lens.saes.files import write_sae_folder
+from sae_lens.saes.initial_values import InitialValues
 from sae_lens.saes.losses import ElementwiseLoss, ghost_grad_loss, mse_loss_fn_of
 from sae_lens.saes.normalization import normalize
 from sae_lens.saes.sparse_training import (
@@ -36,6 +34,7 @@ from sae_lens.saes.sparse_training import (
     sparse_training_pass,
 )
 from sae_lens.saes.sparsity_losses import SparsityTerm
+from sae_lens.saes.training_files import TrainingFiles
 from sae_lens.saes.training_step import (
     LossTerms,
     SparseTrainingDecoding,
@@ -45,11 +44,10 @@ from sae_lens.saes.training_step import (
     TrainStepOutput,
     as_step_input,
 )
-from sae_lens.saes.weights import are_without_values, remove_parallel_component_, unit_rows_
-from sae_lens.saes.whitening import refuse_unfolded
+from sae_lens.saes.weights import are_without_values
 
 if TYPE_CHECKING:
-    from typing_extensions import Self
+    pass
 
 logger = logging.getLogger(__name__)
 
@@ -62,7 +60,7 @@ class TrainCoefficientConfig:
     warm_up_steps: int | float = 0
 
 
-class TrainingSAE(SAE):
+class TrainingSAE(InitialValues, TrainingFiles, SAE):
     """An SAE that can be trained.
 
     Args:
@@ -385,109 +383,6 @@ class TrainingSAE(SAE):
             self.W_dec,
             self.mse_loss_fn,
         )
-
-    # -- initial values ---------------------------------------------------------------------------
-
-    @torch.no_grad()
-    def initialize_weights_complex(self) -> None:
-        """Decoder, then encoder, then unit rows, as the config asks."""
-        if self.form == "v6":
-            norm = self.cfg.decoder_init_norm
-            if norm is not None:
-                unit_rows_(self.W_dec.data, norm)
-                self._encoder_from_decoder()
-            return
-        if self.cfg.decoder_orthogonal_init:
-            transposed = torch.empty_like(self.W_dec.data.T.contiguous())
-            self.W_dec.data = nn.init.orthogonal_(transposed).T.contiguous()
-        elif self.cfg.decoder_heuristic_init:
-            self.W_dec.data = torch.randn_like(self.W_dec.data)
-            norm = getattr(self.cfg, "decoder_heuristic_init_norm", 0.1)
-            self.initialize_decoder_norm_constant_norm(norm)
-        if self.cfg.init_encoder_as_decoder_transpose:
-            self._encoder_from_decoder()
-        else:
-            nn.init.kaiming_uniform_(self.W_enc.data)
-        if self.cfg.normalize_sae_decoder:
-            self.set_decoder_norm_to_unit_norm()
-
-    def _encoder_from_decoder(self) -> None:
-        self.W_enc.data = self.W_dec.data.T.clone().contiguous()
-
-    @torch.no_grad()
-    def initialize_b_dec_with_precalculated(self, origin: Float[Tensor, " d_in"]) -> None:
-        """Set the decoder bias to a copy of `origin`."""
-        self.b_dec.data = origin.detach().clone().to(dtype=self.dtype, device=self.device)
-
-    @torch.no_grad()
-    def initialize_b_dec_with_mean(self, all_activations: Float[Tensor, "n d_in"]) -> None:
-        """Set the decoder bias to the mean activation."""
-        previous = self.b_dec.data.clone().to(all_activations.device)
-        mean = all_activations.mean(dim=0)
-        logger.info("Setting b_dec to the mean of %d activations.", len(all_activations))
-        if logger.isEnabledFor(logging.DEBUG):
-            before = (all_activations - previous).norm(dim=-1).median().item()
-            after = (all_activations - mean).norm(dim=-1).median().item()
-            logger.debug("Median distance to b_dec: %.4f before, %.4f after.", before, after)
-        self.initialize_b_dec_with_precalculated(mean)
-
-    @torch.no_grad()
-    def set_decoder_norm_to_unit_norm(self) -> None:
-        """Divide the decoder rows by their L2 norm, in place."""
-        unit_rows_(self.W_dec.data)
-
-    @torch.no_grad()
-    def initialize_decoder_norm_constant_norm(self, norm: float = 0.1) -> None:
-        """Give every decoder row the L2 norm `norm`, in place."""
-        unit_rows_(self.W_dec.data, norm)
-
-    @torch.no_grad()
-    def remove_gradient_parallel_to_decoder_directions(self) -> None:
-        """Subtract from each row of `W_dec.grad` its part along the (unit) decoder row."""
-        assert self.W_dec.grad is not None, "there is no decoder gradient yet: call backward first"
-        remove_parallel_component_(self.W_dec.grad, self.W_dec.data)
-
-    # -- files ------------------------------------------------------------------------------------
-
-    @classmethod
-    def from_dict(cls, config_dict: dict[str, Any]) -> Self:
-        """A fresh training SAE from a config dict (see `TrainingSAEConfig.from_dict`)."""
-        if cls.architecture:
-            config_dict = {**config_dict, "architecture": cls.architecture}
-        return cls(TrainingSAEConfig.from_dict(config_dict))
-
-    @classmethod
-    def _in_own_form(
-        cls, cfg_dict: dict[str, Any], state_dict: dict[str, Tensor], source: str
-    ) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        return cfg_dict, state_dict
-
-    def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
-        """Config and tensors of the inference SAE that this one becomes."""
-        state_dict = {name: t.detach().clone() for name, t in self.state_dict().items()}
-        self.process_state_dict_for_saving(state_dict)
-        values = dict(self._file_config())
-        factor = state_dict.pop("finetuning_scaling_factor", None)
-        if factor is not None:
-            state_dict["W_dec"] = state_dict["W_dec"] * factor.unsqueeze(-1)
-        values["finetuning_scaling_factor"] = False
-        kept = set(SAEConfig.__dataclass_fields__) | {"metadata", "reshape_activations"}
-        inference = SAE_CLASSES.get(str(self.cfg.architecture))
-        if inference is not None:
-            kept |= set(inference.config_class.nested_keys)
-        values = {name: value for name, value in values.items() if name in kept}
-        metadata = dict(values.get("metadata") or {})
-        metadata["sae_lens_version"] = FILE_FORMAT_VERSION
-        values["metadata"] = metadata
-        return values, state_dict
-
-    def save_inference_model(
-        self, path: str | Path, sparsity: Tensor | None = None
-    ) -> tuple[Path, Path] | tuple[Path, Path, Path]:
-        """Write the folder of the inference SAE: no training keys, everything folded."""
-        refuse_unfolded(self)
-        values, state_dict = self.inference_components()
-        return write_sae_folder(path, values, state_dict, sparsity)
 
 
 def _training_class(architecture: str) -> Any:

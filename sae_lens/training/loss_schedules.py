@@ -38,6 +38,20 @@ def resolve_steps(value: int | float, total_steps: int) -> int:
     return int(value * total_steps) if isinstance(value, float) else int(value)
 
 
+def steps_of_setting(name: str, value: int | float, total_steps: int) -> int | float:
+    """The number of steps in a setting that began as a number: a float in [0, 1] is a share.
+
+    A whole number above 1 that came as a float stays one, as it always has been.
+
+    Raises:
+        ValueError: for a float above 1 that is no whole number, or a negative number.
+    """
+    if isinstance(value, float) and value > 1 and value.is_integer():
+        return value
+    check_steps(name, value)
+    return resolve_steps(value, total_steps) if isinstance(value, float) else value
+
+
 def warm_up_weight(step: int, warm_up_steps: int) -> float:
     """`min(1, step / warm_up_steps)`, 0 at the first step; 1 at once without a warm-up."""
     return 1.0 if warm_up_steps <= 0 else min(1.0, step / warm_up_steps)

@@ -13,6 +13,7 @@ from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.evaluation import Evaluator, InModelEvaluator
 from sae_lens.training.features import TrainingFeatures
 from sae_lens.training.loggers import MetricLogger
+from sae_lens.training.loss_schedules import steps_of_setting
 from sae_lens.training.optim import L1Scheduler, apply_group_factors, get_lr_scheduler
 from sae_lens.training.sources import (
     ActivationSource,
@@ -124,9 +125,14 @@ def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
     """
     steps = cfg.total_training_steps
     if sae.form == "v5" and hasattr(cfg, "l1_coefficient"):
-        return {"l1": L1Scheduler(cfg.l1_warm_up_steps, steps, cfg.l1_coefficient)}
+        warm_up = steps_of_setting("l1_warm_up_steps", cfg.l1_warm_up_steps, steps)
+        return {"l1": L1Scheduler(warm_up, steps, cfg.l1_coefficient)}
     return {
-        name: L1Scheduler(coefficient.warm_up_steps, steps, coefficient.value)
+        name: L1Scheduler(
+            steps_of_setting(f"{name}_warm_up_steps", coefficient.warm_up_steps, steps),
+            steps,
+            coefficient.value,
+        )
         for name, coefficient in sae.get_coefficients().items()
     }
 
@@ -137,13 +143,14 @@ def make_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: Any) -> LRScheduler
     if chosen is not None:
         factor = chosen.factor(cfg.total_training_steps)
         return LambdaLR(optimizer, [factor] * len(optimizer.param_groups))
+    steps = cfg.total_training_steps
     return get_lr_scheduler(
         cfg.lr_scheduler_name,
         optimizer=optimizer,
-        training_steps=cfg.total_training_steps,
+        training_steps=steps,
         lr=cfg.lr,
-        warm_up_steps=cfg.lr_warm_up_steps,
-        decay_steps=cfg.lr_decay_steps,
+        warm_up_steps=int(steps_of_setting("lr_warm_up_steps", cfg.lr_warm_up_steps, steps)),
+        decay_steps=int(steps_of_setting("lr_decay_steps", cfg.lr_decay_steps, steps)),
         lr_end=cfg.lr_end,
         num_cycles=cfg.n_restart_cycles,
     )

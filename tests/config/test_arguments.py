@@ -17,6 +17,7 @@ from sae_lens.config.arguments import (
     config_from_file,
     config_from_values,
     config_values,
+    convert,
     field_help,
     read_config_file,
 )
@@ -156,3 +157,12 @@ def test_every_field_has_a_help_text() -> None:
 def test_other_configs_work_as_well() -> None:
     cfg = from_words("--tokenizer_name", "t", "--num_proc", "2", cls=PretokenizeRunnerConfig)
     assert (cfg.tokenizer_name, cfg.num_proc) == ("t", 2)
+
+
+@pytest.mark.parametrize(
+    ("given", "want"), [("5", 5), ("0.5", 0.5), ("1.0", 1.0), (1.0, 1.0), (1, 1), ("1e2", 100)]
+)
+def test_steps_are_numbers_or_shares(given: Any, want: int | float):
+    got = convert(given, int | float)
+    assert got == want
+    assert type(got) is type(want)

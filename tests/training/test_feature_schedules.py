@@ -154,3 +154,24 @@ def test_the_weight_of_aux_k_for_any_architecture_follows_a_schedule():
     shares = [0, 0.5, 1, 1.5, *[2] * 8]
     assert a == pytest.approx([x * y for x, y in zip(b, shares, strict=True)], rel=1e-5)
     assert b[3] > 0
+
+
+@pytest.mark.parametrize(
+    ("cls", "field"),
+    [(StandardTrainingSAEConfig, "l1"), (JumpReLUTrainingSAEConfig, "l0")],
+)
+def test_fields_about_steps_take_shares(cls: Any, field: str):
+    by_number = trainer(
+        make_sae(cls, **{f"{field}_warm_up_steps": 6}), None, lr_warm_up_steps=3, lr_decay_steps=4
+    )
+    by_share = trainer(
+        make_sae(cls, **{f"{field}_warm_up_steps": 0.5}),
+        None,
+        lr_warm_up_steps=0.25,
+        lr_decay_steps=0.34,
+    )
+
+    def read(run: Any) -> Any:
+        return lambda output: (run.optimizer.param_groups[0]["lr"], run.current_l1_coefficient)
+
+    assert recorded(by_share, read(by_share)) == recorded(by_number, read(by_number))

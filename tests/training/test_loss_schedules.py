@@ -13,6 +13,7 @@ from sae_lens.training.loss_schedules import (
     checkpoint_steps,
     k_at_step,
     resolve_steps,
+    steps_of_setting,
     value_between,
     warm_up_weight,
 )
@@ -26,6 +27,14 @@ def test_an_int_is_steps_and_a_float_a_share():
         with pytest.raises(ValueError, match="x is"):
             check_steps("x", bad)
     check_steps("x", 500)
+
+
+def test_settings_that_began_as_numbers_of_steps_may_be_shares_too():
+    for given, want in ((7, 7), (0.25, 50), (1.0, 200), (0.0, 0), (500.0, 500.0)):
+        assert steps_of_setting("x", given, 200) == want
+    for bad in (1.5, -0.1, -1):
+        with pytest.raises(ValueError, match="x is"):
+            steps_of_setting("x", bad, 200)
 
 
 def test_warm_up_starts_at_zero_and_none_is_none():
