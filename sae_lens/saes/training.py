@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,9 +45,6 @@ from sae_lens.saes.training_step import (
     as_step_input,
 )
 from sae_lens.saes.weights import are_without_values
-
-if TYPE_CHECKING:
-    pass
 
 logger = logging.getLogger(__name__)
 
