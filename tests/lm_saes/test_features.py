@@ -210,6 +210,19 @@ def test_sparse_kernels_give_the_same_training(architecture: str, kind: Any, ker
         assert mine == pytest.approx(theirs, rel=1e-4)
 
 
+@pytest.mark.parametrize("architecture", ["standard", "jumprelu", "topk"])
+def test_sparse_kernels_work_under_autocast(architecture: str):
+    weights = []
+    for mode in ("dense", "sparse"):
+        sae = tiny_sae(architecture)
+        sae.sparse_kernels = mode
+        Trainer(config(6, amp_dtype="bfloat16", auxk_coefficient=0.1)).fit(sae, batches(6))
+        assert sae._sparse_choice.is_sparse == (mode == "sparse")
+        weights.append(sae.W_dec.detach().clone())
+    assert_close(weights[0], weights[1], atol=5e-3)
+    assert weights[0].dtype == torch.float32
+
+
 BAD: list[tuple[Any, dict[str, Any], dict[str, Any], str]] = [
     ("standard", {}, {"lr_schedule": {}}, "use lr_scheduler_name and the fields after it"),
     ("topk", {}, {"k_schedule": {"initial_k": 9}}, "use initial_k and the fields after it"),
