@@ -503,6 +503,31 @@ def test_a_run_with_little_memory_trains_the_same(
 # -- nothing is left behind -----------------------------------------------------------------------
 
 
+def test_a_run_whose_model_ran_out_of_memory_goes_on_with_parts_of_the_same_size(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+
+    def short_of_memory(largest: int) -> None:
+        def run(self: ActivationsStore, tokens: Tensor) -> Tensor:
+            sizes.append(len(tokens))
+            if len(tokens) > largest:
+                raise MemoryError
+            return real(self, tokens)
+
+        monkeypatch.setattr(ActivationsStore, "_run_model", run)
+
+    real = ActivationsStore._run_model
+    short_of_memory(2)
+    train(run_config(tmp_path, auto_batch=True, n_checkpoints=2), model)
+    sizes.clear()
+    short_of_memory(100)
+    checkpoint = min(tmp_path.glob("run/[0-9]*"), key=lambda folder: int(folder.name))
+    cfg = run_config(tmp_path, auto_batch=True, resume_from_checkpoint=str(checkpoint))
+    train(cfg, model)
+    assert set(sizes[1:]) <= {1, 2}  # the first call is the check of the hook, on one prompt
+
+
 def surroundings(model: Any) -> dict[str, Any]:
     gc.collect()
     return {

@@ -3,9 +3,10 @@
 Names that other versions of the library know: `n_dataset_processed`, `storage_buffer` (the rows
 that wait for the next mixing) and `estimated_norm_scaling_factor`. Beside them, as soon as there is
 something to say: `scheduled_rows` (the rest of the current pass, in order), `mixing.*` (epoch,
-counters, generator), `tokens.*` (where the data stand), `current_row_idx` of a cache and
-`prefetched` (batches made ahead, which come first). With these a store made in the same way goes on
-exactly where the saved one stood, whether or not it makes batches ahead.
+counters, generator), `tokens.*` (where the data stand), `current_row_idx` of a cache,
+`prefetched` (batches made ahead, which come first) and `largest_batch` (when the model ran out of
+memory on larger ones). With these a store made in the same way goes on exactly where the saved one
+stood, whether or not it makes batches ahead.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ def capture(store: ActivationsStore) -> State:
     state.update(_prefixed("tokens.", store._token_state()))
     if store.cached_activation_dataset is not None:
         state["current_row_idx"] = torch.tensor(store.current_row_idx)
+    if store.halving is not None and store.halving.largest is not None:
+        state["largest_batch"] = torch.tensor(store.halving.largest)
     if store._ahead.waiting:
         state["prefetched"] = torch.stack(store._ahead.waiting)
     mixer = store._mixer
@@ -56,6 +59,9 @@ def restore(store: ActivationsStore, state: State) -> None:
     store.estimated_norm_scaling_factor = None if factor is None else _as_factor(factor)
     store._load_token_state(_without_prefix("tokens.", state), n_processed)
     store.current_row_idx = int(state.get("current_row_idx", 0))
+    if store.halving is not None and "largest_batch" in state:
+        # In parts of another size the model's results differ in their last digits.
+        store.halving.largest = int(state["largest_batch"])
     store._dataloader = None
     store._ahead.waiting = _batches(state.get("prefetched"), store)
     stored = state.get("storage_buffer", state.get(_OTHER_BUFFER_NAME))
