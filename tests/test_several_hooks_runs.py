@@ -17,6 +17,7 @@ from sae_lens.activations.joint import JointActivationsStore
 from sae_lens.activations.model_group import ModelGroup
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.stores import store_class_for
+from sae_lens.analysis.eval_reports import table_lines
 from sae_lens.analysis.splicing import CrossLayerReplacement, splicing_of
 from sae_lens.cache_activations_runner import CacheActivationsRunner
 from sae_lens.config import (
@@ -309,6 +310,8 @@ def test_a_crosscoder_is_judged_hook_by_hook(model: Any, rows: Dataset, tmp_path
     performance = metrics["model_performance_preservation"]
     assert performance["ce_loss_with_sae"] == pytest.approx(sum(map(float, changed)) / 3, rel=1e-4)
     assert performance["ce_loss_without_sae"] == pytest.approx(float(plain), rel=1e-4)
+    lines = table_lines({"metrics": metrics})
+    assert all(any(line.startswith(name) for line in lines) for name in RESIDUAL)
 
 
 @torch.no_grad()

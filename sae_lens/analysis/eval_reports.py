@@ -120,9 +120,11 @@ def number_of_features(result: Mapping[str, Any]) -> int:
 
 def table_lines(result: Mapping[str, Any]) -> list[str]:
     """The metrics of one result as aligned text: group, metric, value."""
+    groups = dict(result["metrics"])
+    groups |= groups.pop("by_hook", {})  # each hook's numbers are a group of their own
     rows = [
         (group, name, _number(value))
-        for group, values in result["metrics"].items()
+        for group, values in groups.items()
         for name, value in values.items()
     ]
     widths = [max((len(row[column]) for row in rows), default=0) for column in range(3)]
