@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens.kernels.precision import sum_dtype
 from sae_lens.kernels.sorting import stable_order
 
 
@@ -94,11 +95,13 @@ class ActiveSet:
         )
 
     def sum_rows(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " n_rows"]:
-        """Sum of each row's values (differentiable)."""
+        """Sum of each row's values, in float32 at least (differentiable)."""
+        values = values.to(sum_dtype(values))
         return values.new_zeros(self.shape[0]).index_add(0, self.rows, values)
 
     def sum_cols(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, " n_cols"]:
-        """Sum of each column's values (differentiable)."""
+        """Sum of each column's values, in float32 at least (differentiable)."""
+        values = values.to(sum_dtype(values))
         return values.new_zeros(self.shape[1]).index_add(0, self.cols, values)
 
 

@@ -1,4 +1,4 @@
-"""Autocast, on devices that have it and on those that do not."""
+"""Dtypes of sums and products; autocast, on devices that have it and on those that do not."""
 
 from __future__ import annotations
 
@@ -7,6 +7,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+
+def sum_dtype(values: Tensor) -> torch.dtype:
+    """The dtype in which values are summed: float32 for half precision, else their own."""
+    return torch.float32 if values.dtype in (torch.bfloat16, torch.float16) else values.dtype
 
 
 def product_dtype(x: Tensor) -> torch.dtype:

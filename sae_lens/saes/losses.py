@@ -9,14 +9,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.precision import sum_dtype
 from sae_lens.saes.dead_features import may_look_at
 
 ElementwiseLoss = Callable[[Tensor, Tensor], Tensor]
 
 
 def squared_error(prediction: Tensor, target: Tensor) -> Tensor:
-    """`(prediction - target)^2`, elementwise."""
-    return (prediction - target) ** 2
+    """`(prediction - target)^2`, elementwise, in float32 at least."""
+    return (prediction.to(sum_dtype(prediction)) - target) ** 2
+
+
+def reconstruction_error(
+    prediction: Float[Tensor, "batch d"], target: Float[Tensor, "batch d"]
+) -> Float[Tensor, ""]:
+    """The squared distance of each token, on average."""
+    return squared_error(prediction, target).sum(dim=-1).mean()
 
 
 def squared_error_over_batch_norm(
@@ -33,15 +41,15 @@ def mse_loss_fn_of(normalization: str | None) -> ElementwiseLoss:
 
 
 def lp_sparsity(feature_acts: Float[Tensor, "batch d_sae"], p: float) -> Float[Tensor, " batch"]:
-    """The p-norm (not its p-th power) of each token's features."""
-    return feature_acts.norm(p=p, dim=-1)
+    """The p-norm (not its p-th power) of each token's features, summed in float32 at least."""
+    return feature_acts.norm(p=p, dim=-1, dtype=sum_dtype(feature_acts))
 
 
 def lp_sparsity_of_entries(
     values: Float[Tensor, " nnz"], active: ActiveSet, p: float
 ) -> Float[Tensor, " batch"]:
     """`lp_sparsity` of the features that have `values` at the active entries; p is finite."""
-    magnitudes = values.abs()
+    magnitudes = values.to(sum_dtype(values)).abs()
     if p == 1:
         return active.sum_rows(magnitudes)
     # the root has no finite gradient at 0, where the norm's is 0 by convention

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.precision import sum_dtype
 from sae_lens.saes.losses import lp_sparsity, lp_sparsity_of_entries
 
 SparsityLossName = Literal["power", "tanh", "tanh-quad"]
@@ -34,7 +35,7 @@ def tanh_quad_sparsity(
     The quadratic part makes features that fire more often than `frequency_scale` expensive. Idea:
     Rajamanoharan et al. 2025, "Removing High Frequency Latents from JumpReLU SAEs".
     """
-    frequency = torch.tanh(stretch * weighted).mean(dim=0)
+    frequency = torch.tanh(stretch * weighted).mean(dim=0, dtype=sum_dtype(weighted))
     return (frequency * (1 + frequency / frequency_scale)).sum()
 
 
@@ -77,7 +78,7 @@ class SparsityTerm:
         if self.kind == "tanh-quad":
             return coefficient * tanh_quad_sparsity(weighted, self.stretch, self.frequency_scale)
         if self.kind == "tanh":
-            per_token = torch.tanh(self.stretch * weighted).sum(dim=-1)
+            per_token = torch.tanh(self.stretch * weighted).sum(dim=-1, dtype=sum_dtype(weighted))
         else:
             per_token = lp_sparsity(weighted, self.p)
         return (coefficient * per_token).mean()

@@ -28,7 +28,7 @@ from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.base import SAE, logger
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
 from sae_lens.saes.dead_features import dead_features_of, may_look_at
-from sae_lens.saes.losses import topk_aux_acts
+from sae_lens.saes.losses import reconstruction_error, topk_aux_acts
 from sae_lens.saes.sparse_training import (
     centred,
     finish_decoding,
@@ -209,10 +209,10 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         aux_acts = topk_aux_acts(k, hidden_pre, dead_neuron_mask, selection)
         residual = (sae_in - sae_out).detach()
         if not v6:
-            return scale * (self.decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
+            return scale * reconstruction_error(self.decode(aux_acts), residual)
         if self.rescales_acts:
             aux_acts = aux_acts / divisors(self.decoder_norms())
-        loss = (self.linear_decode(aux_acts) - residual).pow(2).sum(dim=-1).mean()
+        loss = reconstruction_error(self.linear_decode(aux_acts), residual)
         return self.cfg.aux_loss_coefficient * scale * loss
 
     # -- the sparse form --------------------------------------------------------------------------
@@ -300,7 +300,7 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         recons = self.linear_decode_some(decoded, dead.indices)
         if not v6:
             recons = finish_decoding(self, recons)
-        loss = dead.share_of(k_full) * (recons - residual).pow(2).sum(dim=-1).mean()
+        loss = dead.share_of(k_full) * reconstruction_error(recons, residual)
         if v6:
             loss = self.cfg.aux_loss_coefficient * loss
         return {"auxiliary_reconstruction_loss": loss}

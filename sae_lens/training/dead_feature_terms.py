@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens.saes.dead_features import DeadFeatures, dead_features_of
-from sae_lens.saes.losses import ghost_out_loss
+from sae_lens.saes.losses import ghost_out_loss, reconstruction_error
 from sae_lens.saes.sparsity_losses import largest_dead_acts
 from sae_lens.saes.training_step import (
     LossTerms,
@@ -168,7 +168,7 @@ def dead_feature_loss(
     # through ReLU, what is negative is not there
     acts = largest_dead_acts(dead.only(hidden_pre, -1.0), k, norms)
     recons = undo_scale(sae, sae.linear_decode_some(acts, dead.indices))
-    return dead.if_any((residual.detach() - recons).pow(2).sum(dim=-1).mean())
+    return dead.if_any(reconstruction_error(recons, residual.detach()))
 
 
 def undo_scale(sae: Any, out: Float[Tensor, "batch d_out"]) -> Float[Tensor, "batch d_out"]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
 
+from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.dispatch import has_sparse_kernels
-from tests.helpers import activations, make_training_sae
+from sae_lens.saes import TrainingSAE, TrainStepInput
+from sae_lens.saes.losses import lp_sparsity
+from tests.helpers import D_IN, D_SAE, activations, make_training_sae
+from tests.saes.test_sparse_training import V6_CASES
 
 pytestmark = pytest.mark.skipif(
     not has_sparse_kernels(torch.device("cpu"), torch.bfloat16),
@@ -16,7 +21,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-@pytest.mark.parametrize("architecture", ["standard", "gated", "topk"])
+@pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
 def test_loss_and_gradients_are_those_of_float32_up_to_rounding(architecture: str) -> None:
     sae = make_training_sae(architecture, dtype="bfloat16")
     # inputs and weights that bfloat16 holds exactly, so that only the arithmetic differs
@@ -36,3 +41,29 @@ def test_loss_and_gradients_are_those_of_float32_up_to_rounding(architecture: st
         cosine = torch.cosine_similarity(low.grad.float().flatten(), high.grad.flatten(), dim=0)
         # which of two nearly equal pre-activations is chosen may differ, and little else
         assert cosine > 0.97, name
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize("config", V6_CASES, ids=lambda c: f"{c.architecture}-{V6_CASES.index(c)}")
+def test_losses_are_summed_in_float32(config: Any, mode: str) -> None:
+    config = copy.deepcopy(config)
+    config.dtype = "bfloat16"
+    sae = TrainingSAE(config)
+    sae.sparse_kernels = mode  # type: ignore[assignment]
+    x = activations(64, sum(getattr(sae, "activation_widths", (D_IN,)))).bfloat16()
+    dead = torch.arange(D_SAE) % 5 == 0
+    output = sae.training_forward_pass(TrainStepInput(x, {"l1": 0.1}, dead))
+    assert output.loss.dtype == torch.float32
+    assert {name: loss.dtype for name, loss in output.losses.items()} == dict.fromkeys(
+        output.losses, torch.float32
+    )
+
+
+def test_sums_over_many_entries_do_not_stall() -> None:
+    """In bfloat16 a sum of ones would end at 256."""
+    n = 5000
+    ones = torch.ones(n, dtype=torch.bfloat16)
+    row, place = torch.zeros(n, dtype=torch.long), torch.arange(n)
+    assert ActiveSet(row, place, torch.Size((1, n))).sum_rows(ones).tolist() == [n]
+    assert ActiveSet(place, row, torch.Size((n, 1))).sum_cols(ones).tolist() == [n]
+    assert lp_sparsity(ones.view(1, n), 1.0).tolist() == [n]
