@@ -8,7 +8,6 @@ Two forms of formulas exist, told apart by `cfg.form`: "v5" (flat configs and ru
 
 from __future__ import annotations
 
-import logging
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -45,8 +44,6 @@ from sae_lens.saes.training_step import (
     as_step_input,
 )
 from sae_lens.saes.weights import are_without_values
-
-logger = logging.getLogger(__name__)
 
 
 @dataclass

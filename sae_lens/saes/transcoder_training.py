@@ -217,6 +217,16 @@ class TopKTranscoderTrainingConfig(BatchTopKTranscoderTrainingConfig):
 
     architecture: str = "topk_transcoder"
 
+    def __post_init__(  # type: ignore[override]
+        self, metadata: Any, reshape_activations: str | None, hook_name_out: str | None
+    ) -> None:
+        super().__post_init__(metadata, reshape_activations, hook_name_out)
+        if self.k != int(self.k):
+            raise ValueError(
+                f"k is {self.k}; a {self.architecture} keeps a whole number of features of each "
+                "token. A share of them on average is for batchtopk transcoders."
+            )
+
 
 @dataclass(kw_only=True)
 class TopKSkipTranscoderTrainingConfig(TopKTranscoderTrainingConfig):

@@ -212,6 +212,12 @@ def test_settings_that_make_no_sense(fields: dict[str, Any], message: str):
         make("transcoder", **fields)
 
 
+def test_k_of_a_token_is_a_whole_number():
+    with pytest.raises(ValueError, match="k is 2.5"):
+        make("topk_skip_transcoder", k=2.5)
+    assert make("batchtopk_transcoder", k=2.5).cfg.k == 2.5
+
+
 def test_batches_of_another_width_are_refused():
     sae = make("transcoder")
     assert isinstance(sae, TranscoderTraining)
