@@ -49,6 +49,8 @@ EVERYTHING = EvalConfig(
     compute_sparsity_metrics=True,
     compute_variance_metrics=True,
     compute_featurewise_density_statistics=True,
+    compute_featurewise_weight_based_metrics=True,
+    include_misc_metrics=True,
 )
 
 
@@ -322,7 +324,10 @@ def test_a_cross_layer_transcoder_replaces_all_its_mlps(
     store = JointActivationsStore.from_sae(
         model, sae, context_size=16, dataset=rows, store_batch_size_prompts=6
     )
-    metrics = run_evals(sae, store, model, EVERYTHING).metrics
+    metrics, of_features = run_evals(sae, store, model, EVERYTHING)
+    assert {len(values) for values in of_features.values()} == {sae.cfg.d_sae}
+    norms = torch.cat([W.norm(dim=0) for W in sae.encoders()])
+    assert_close(torch.tensor(of_features["encoder_norm"]), norms)
     tokens = torch.tensor(rows[:6]["tokens"])
     replacement = CrossLayerReplacement(sae)
     loss = model.run_with_hooks(tokens, return_type="loss", fwd_hooks=replacement.hooks())
