@@ -27,6 +27,7 @@ from sae_lens.saes import (
     TrainingSAE,
     TrainingSAEConfig,
 )
+from sae_lens.training.features import TargetL0, TrainingFeatures
 from sae_lens.training.nonfinite import NonFiniteLossError
 from tests.activations.fakes import make_store
 from tests.helpers import D_IN, flat_config_dict, tiny_model
@@ -117,6 +118,34 @@ def test_noise_is_that_of_a_run_of_its_own(make_config: Any, model: Any, rows: D
         single = cfg.runner_config(name)
         single.checkpoint_path += "-alone"
         assert torch.equal(sae.W_enc, SAETrainingRunner(single, rows, model).run().W_enc)
+
+
+FEATURES: dict[str, Any] = {
+    "topk": {"k_schedule": {"initial_k": 9, "steps": 0.5}, "weight_average": {"decay": 0.5}},
+    "jumprelu": TrainingFeatures(target_l0=TargetL0(4.0), jumprelu_lr_factor=0.5),
+    "wide": {
+        "norm_filter": {"multiple": 1.1},
+        "initial_weights": {"decoder_bound": 1.0, "search_decoder_norm": True},
+        "lr_schedule": {"warm_up_steps": 0.5},
+    },
+}
+
+
+def test_training_features_are_those_of_runs_of_their_own(
+    make_config: Any, model: Any, rows: Dataset
+) -> None:
+    cfg = make_config(features=FEATURES)
+    json.dumps(cfg.to_dict()["features"])
+    plain = train(make_config(), rows, model).saes
+    runner = train(cfg, rows, model)
+    for name, sae in runner.saes.items():
+        single = cfg.runner_config(name)
+        assert (single.features is None) == (name == "head")
+        single.checkpoint_path += "-alone"
+        alone = SAETrainingRunner(single, rows, model).run()
+        for key, value in alone.state_dict().items():
+            assert torch.equal(sae.state_dict()[key], value), (name, key)
+        assert torch.equal(sae.W_dec, plain[name].W_dec) == (name == "head")
 
 
 def test_flat_configs_start_at_the_median_of_the_activations(
@@ -305,6 +334,8 @@ class TestConfig:
             ({"sequence_separator_token": "eos"}, "only 'bos'"),
             ({"saes": {"together": saes()["topk"]}}, "it is the folder from which runs go on"),
             ({"checkpoint_path": None}, "checkpoint_path is empty"),
+            ({"features": {"other": {}}}, "features names other, but there are the SAEs topk"),
+            ({"features": {"topk": {"target_l0": {"target": 0}}}}, "must be above 0"),
             ({"n_batches_in_buffer": 1}, "n_batches_in_buffer is 1"),
         ],
     )

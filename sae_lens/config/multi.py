@@ -13,6 +13,7 @@ from sae_lens.config.logging import LoggingConfig
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.config.validation import folder_of_the_run
 from sae_lens.saes.config import TrainingSAEConfig
+from sae_lens.training.features import TrainingFeatures, features_as_dict
 from sae_lens.training.side_by_side import TOGETHER
 
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
@@ -48,6 +49,8 @@ class MultiSAETrainingRunnerConfig:
         prefetch_llm_batches: batches of the language model that a thread makes ahead; True for as
             many as a refill of the buffer reads.
         seed: seed of everything random in the run, the same for every SAE.
+        features: further training features of each SAE by its name, as a `TrainingFeatures` or the
+            dictionary of one.
         evaluator: called as `evaluator(sae, data_provider, scaler)` instead of the usual
             evaluations; returns numbers to log.
         logger: what is logged, and where.
@@ -118,6 +121,9 @@ class MultiSAETrainingRunnerConfig:
     exclude_special_tokens: bool | list[int] = False
     n_batches_for_norm_estimate: int = 1000
     verbose: bool = field(default=True, kw_only=True)
+    features: Mapping[str, TrainingFeatures | dict[str, Any]] | None = field(
+        default=None, kw_only=True
+    )
 
     def __post_init__(self) -> None:
         self._refuse_what_is_not_supported()
@@ -126,6 +132,7 @@ class MultiSAETrainingRunnerConfig:
             self.logger = LoggingConfig(**self.logger)
         if self.lr_end is None:
             self.lr_end = self.lr / 10
+        self._take_features()
         self.device, self.dtype = str(self.device), str(self.dtype)
         self.seqpos_slice = (None,) if self.seqpos_slice is None else tuple(self.seqpos_slice)
         if self.act_store_device in (None, "with_model"):
@@ -135,6 +142,19 @@ class MultiSAETrainingRunnerConfig:
             self.checkpoint_path = folder_of_the_run(self.checkpoint_path, self.logger.wandb_id)
         for name in self.saes:
             self.runner_config(name)  # refuses what a single run refuses
+
+    def _take_features(self) -> None:
+        if self.features is None:
+            return
+        unknown = sorted(self.features.keys() - self.saes.keys())
+        if unknown:
+            raise ValueError(
+                f"features names {', '.join(unknown)}, but there are the SAEs "
+                f"{', '.join(self.saes)}: give the training features of each SAE by its name."
+            )
+        self.features = {
+            name: TrainingFeatures.of(value).to_dict() for name, value in self.features.items()
+        }
 
     @property
     def hook_names_per_sae(self) -> dict[str, str]:
@@ -186,6 +206,7 @@ class MultiSAETrainingRunnerConfig:
             output_path=None if self.output_path is None else str(Path(self.output_path) / name),
             checkpoint_path=self.checkpoint_path,
             verbose=False,
+            features=features_as_dict((self.features or {}).get(name)),
         )
         config.checkpoint_path = str(Path(self.checkpoint_path) / name)
         return config
