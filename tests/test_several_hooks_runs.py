@@ -16,7 +16,7 @@ from sae_lens import cache_activations_runner
 from sae_lens.activations.joint import JointActivationsStore
 from sae_lens.activations.model_group import ModelGroup
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.activations.stores import store_class_for
+from sae_lens.activations.stores import model_for, store_class_for
 from sae_lens.analysis.eval_reports import table_lines
 from sae_lens.analysis.splicing import CrossLayerReplacement, splicing_of
 from sae_lens.cache_activations_runner import CacheActivationsRunner
@@ -442,6 +442,16 @@ def test_several_saes_in_one_run_are_of_one_hook_each(architecture: str, tmp_pat
             saes={"shared": sae_config(architecture)}, hook_names=RESIDUAL[0], model_name="tiny",
             dataset_path="x", checkpoint_path=str(tmp_path),
         )  # fmt: skip
+
+
+def test_models_are_loaded_by_their_names(tmp_path: Path) -> None:
+    sae = sae_config("crosscoder", hook_names=RESIDUAL[:1], model_names=["base", "tuned"])
+    cfg = LanguageModelSAERunnerConfig(sae=sae, checkpoint_path=str(tmp_path), verbose=False)
+    assert cfg.model_name == "base"
+    loaded = {"base": tiny_model(), "tuned": tiny_model(seed=1)}
+    group = model_for(cfg, None, loaded.__getitem__)
+    assert group.models == (loaded["base"], loaded["tuned"])
+    assert model_for(cfg, loaded["tuned"], loaded.__getitem__) is loaded["tuned"]
 
 
 def test_models_that_read_other_tokens_are_refused(model: Any) -> None:

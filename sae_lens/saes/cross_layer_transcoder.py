@@ -29,7 +29,7 @@ from sae_lens.registry import register_sae_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.config import ArchitectureSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
-from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_hooks, check_settings
+from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_names, check_settings
 from sae_lens.saes.standard import StandardSAE
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, check_k
 from sae_lens.saes.weights import divisors
@@ -60,8 +60,8 @@ class CrossLayerFields:
     def __post_init__(  # pyright: ignore[reportGeneralTypeIssues]  (they are the other base's)
         self, metadata: Any, reshape_activations: str | None
     ) -> None:
-        check_hooks("hook_names", self.hook_names)
-        check_hooks("hook_names_out", self.hook_names_out)
+        check_names("hook_names", self.hook_names)
+        check_names("hook_names_out", self.hook_names_out)
         self.hook_names, self.hook_names_out = list(self.hook_names), list(self.hook_names_out)
         self._check_layers()
         self.hook_name: str = getattr(self, "hook_name", "") or self.hook_names[0]

@@ -23,7 +23,7 @@ from torch import Tensor
 from sae_lens.registry import register_sae_class
 from sae_lens.saes.config import ArchitectureSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
-from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_hooks, check_settings
+from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_names, check_settings
 from sae_lens.saes.standard import StandardSAE
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig
 
@@ -53,7 +53,8 @@ class CrosscoderFields:
     def __post_init__(  # pyright: ignore[reportGeneralTypeIssues]  (they are the other base's)
         self, metadata: Any, reshape_activations: str | None
     ) -> None:
-        check_hooks("hook_names", self.hook_names)
+        check_names("hook_names", self.hook_names)
+        check_names("model_names", self.model_names)
         self.hook_names, self.model_names = list(self.hook_names), list(self.model_names)
         if len(self.sites) < 2:
             raise ValueError(
@@ -64,6 +65,8 @@ class CrosscoderFields:
             raise ValueError(f"decoder_norm is {self.decoder_norm!r}; allowed are 'sum' and 'l2'.")
         self.hook_name: str = getattr(self, "hook_name", "") or self.hook_names[0]
         super().__post_init__(metadata, reshape_activations)  # type: ignore[misc]
+        if self.model_names and not self.model_name:
+            self.model_name: str | None = self.model_names[0]
         check_settings(self, "crosscoder")
 
     @property

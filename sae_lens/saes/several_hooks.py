@@ -28,8 +28,8 @@ class HookSite(NamedTuple):
     hook_name: str
 
 
-def check_hooks(field: str, names: Sequence[str]) -> None:
-    """`ValueError` for hooks that are no names, or that are given twice."""
+def check_names(field: str, names: Sequence[str]) -> None:
+    """`ValueError` for something else than a list of names, or for one that is there twice."""
     if isinstance(names, str) or not all(isinstance(name, str) and name for name in names):
         raise ValueError(f"{field} is {names!r}; it must be a list of names.")
     twice = sorted({name for name in names if list(names).count(name) > 1})

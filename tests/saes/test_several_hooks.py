@@ -283,6 +283,7 @@ def test_bad_settings_are_refused(architecture: str) -> None:
         if "topk" in architecture:
             cases["k is 17"] = {"k": D_SAE // HOOKS + 1}
     else:
+        cases["model_names names base more than once"] = {"model_names": ["base", "base"]}
         cases["decoder_norm is 'l3'"] = {"decoder_norm": "l3"}
         for case in cases.values():
             case.pop("hook_names_out", None)
