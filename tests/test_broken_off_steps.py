@@ -17,6 +17,7 @@ import pytest
 from datasets import Dataset
 from torch import Tensor
 
+from sae_lens.activations.buffer import ShufflingBuffer
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.sae_training_runner import InterruptedException
 from sae_lens.saes.training import TrainingSAE
@@ -24,6 +25,7 @@ from sae_lens.training import interruptions, trainer
 from sae_lens.training.evaluation import InModelEvaluator
 from sae_lens.training.resume_files import read_resume_files
 from sae_lens.training.run_folder import latest_name
+from sae_lens.training.sources import ActivationSource
 from tests.helpers import tiny_model
 from tests.runs import (
     BATCH,
@@ -81,6 +83,8 @@ PLACES = {
     "backward": (Tensor, "backward"),
     "gradients": (trainer, "gradient_norm"),
     "evaluation": (InModelEvaluator, "__call__"),
+    "buffer": (ShufflingBuffer, "take"),
+    "source": (ActivationSource, "finished"),
 }
 
 
@@ -183,7 +187,10 @@ def test_the_same_trainer_goes_on_after_an_error(place_for: Any, model: Any) -> 
 
     def run_on(one: Any) -> Any:
         """Each time at another place: an error, then on in this process."""
-        for place, n in (("language model", 3), ("SAE", 5), ("evaluation", 1), ("tokens", 2)):
+        for place, n in (
+            ("language model", 3), ("SAE", 5), ("evaluation", 1), ("tokens", 2), ("buffer", 2),
+            ("source", 1),
+        ):  # fmt: skip
             with breaking(place, n, fail), pytest.raises(Broken):
                 run(one)
             fits.append(one.n_training_steps)

@@ -74,10 +74,11 @@ class ShufflingBuffer:
 
     def take(self, n: int) -> Float[Tensor, "n d_in"]:
         """Remove the next `n` rows and return them as a tensor of their own."""
-        slots, self._queue = self._queue[:n], self._queue[n:]
-        self._free = torch.cat([self._free, slots])
+        slots = self._queue[:n]
+        rows = self._storage().index_select(0, slots.to(self.device))
+        self._queue, self._free = self._queue[n:], torch.cat([self._free, slots])
         self.n_pinned = max(0, self.n_pinned - n)
-        return self._storage().index_select(0, slots.to(self.device))
+        return rows
 
     def clear(self) -> None:
         """Forget all rows; the memory is kept."""

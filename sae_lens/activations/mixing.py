@@ -92,8 +92,9 @@ class BatchMixer:
 
     def take_batch(self) -> Float[Tensor, "batch d_in"]:
         """The next batch of the current pass; `batches_left` says whether there is one."""
+        batch = self.buffer.take(self.batch_size)
         self.batches_left -= 1
-        return self.buffer.take(self.batch_size)
+        return batch
 
     def drop(self) -> None:
         """Forget all rows held; the epoch goes on with the rows that are read next."""

@@ -168,7 +168,7 @@ class ActivationsStore(ActivationSource):
         store = cls(model, **settings_from_runner_config(model, cfg, override_dataset))
         if store.cached_activations_path is None:
             store._require_model_fits()
-        store.hold_out(cfg.eval_held_out_rows)
+        store.hold_out(getattr(cfg, "eval_held_out_rows", 0))
         return store
 
     @classmethod
@@ -304,11 +304,16 @@ class ActivationsStore(ActivationSource):
         return {self.device, model_device(self.model)}
 
     def _make_batch(self) -> Float[Tensor, "batch 1 d_in"]:
-        batch = next(self.dataloader, None)
-        if batch is None:
-            self._dataloader = self.get_data_loader()
-            batch = next(self._dataloader)
-        return batch
+        try:
+            batch = next(self.dataloader, None)
+            if batch is None:
+                self._dataloader = self.get_data_loader()
+                batch = next(self._dataloader)
+            return batch
+        except BaseException:
+            if self._mixer is not None:
+                self._resume_pass()  # the iterator in which something was raised is over
+            raise
 
     def __iter__(self) -> ActivationsStore:
         return self

@@ -67,6 +67,7 @@ class ActivationSource:
         self.norm_median: float | None = None
         self.whitening: tuple[Whitening, ...] | None = None
         self._given_back: Tensor | None = None
+        self._in_hand: Tensor | None = None  # drawn, but not finished yet
         self.is_alone = True
 
     @property
@@ -88,7 +89,10 @@ class ActivationSource:
         if batch is not None:
             return batch
         while True:
-            batch = self.finished(self._next_rows())
+            if self._in_hand is None:
+                self._in_hand = self._next_rows()
+            batch = self.finished(self._in_hand)
+            self._in_hand = None
             if len(batch):  # one of overlong activations alone has nothing to learn from
                 return batch
 
@@ -136,6 +140,7 @@ class ActivationSource:
         whitening = self.whitening
         return {
             "given_back": self._given_back,
+            "in_hand": self._in_hand,
             "norm_scaling_factor": self.norm_scaling_factor,
             "norm_median": self.norm_median,
             "whitening": None if whitening is None else [part.state_dict() for part in whitening],
@@ -145,7 +150,7 @@ class ActivationSource:
         """Counterpart of `state_dict`."""
         self.norm_scaling_factor = state["norm_scaling_factor"]
         self.norm_median = state.get("norm_median")
-        self._given_back = state.get("given_back")
+        self._given_back, self._in_hand = state.get("given_back"), state.get("in_hand")
         parts = state.get("whitening")
         if parts is None:
             self.whitening = None

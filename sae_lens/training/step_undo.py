@@ -1,16 +1,15 @@
 """Putting back a training step that was broken off before it changed the weights.
 
-The batch goes back to the source, and random generators, counters and buffers to where they were,
-so that the step is made anew, with the same result, when training goes on: in this process or, from
-a checkpoint, in another.
+The batch goes back to the source, and torch's random generators, counters and buffers to where they
+were, so that the step is made anew, with the same result, when training goes on: in this process,
+or, from a checkpoint, in another. (A step draws from torch's generators alone; to look at numpy's
+would take longer than a small step.)
 """
 
 from __future__ import annotations
 
-import random
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,8 +24,6 @@ class StepUndo:
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
         self._n_training_tokens = trainer.n_training_tokens
-        self._python = random.getstate()
-        self._numpy = np.random.get_state()
         self._torch = torch.get_rng_state()
         self._cuda: list[Tensor] = []
         if torch.cuda.is_available() and torch.cuda.is_initialized():
@@ -46,8 +43,6 @@ class StepUndo:
             buffer.copy_(before)
         if self._choice is not None:
             vars(trainer.sae._sparse_choice).update(self._choice)
-        random.setstate(self._python)
-        np.random.set_state(self._numpy)
         torch.set_rng_state(self._torch)
         for device, state in enumerate(self._cuda):
             torch.cuda.set_rng_state(state, device)

@@ -325,8 +325,10 @@ class SAETrainer(TrainerReports, TrainerState):
 
     def _next_batch(self) -> Float[Tensor, "batch d_in"] | None:
         """The next batch on the SAE's device; None (with a warning) at the source's end."""
+        batch = None
         try:
-            return self.source.next_batch().to(self.sae.device, non_blocking=True)
+            batch = self.source.next_batch()
+            return batch.to(self.sae.device, non_blocking=True)
         except StopIteration:
             logger.warning(
                 "The source of activations ended after %d of %d; training ends here.",
@@ -336,6 +338,8 @@ class SAETrainer(TrainerReports, TrainerState):
             return None
         except BaseException:
             # Only the place in the data has moved; what the source had begun, it has put back.
+            if batch is not None:
+                self.source.put_back(batch)
             self._guard.is_whole_again()
             raise
 
