@@ -117,7 +117,9 @@ class Benchmark:
         self.save()
 
     def save(self) -> None:
-        """What there is so far."""
+        """What there is so far, and what load the machine had on the way."""
+        about = self.results["about"]
+        about.setdefault("loads", []).append(round(os.getloadavg()[0], 1))
         atomic_write_json(self.file, self.results, indent=1)
 
     def entries(self, contenders: list[Contender], options: dict[str, Any]) -> list[Entry]:

@@ -46,6 +46,8 @@ def about_lines(about: dict[str, Any]) -> str:
     after = "not noted after it, since the run was ended before all its cases were done"
     if "load_after" in about:
         after = f"{about['load_after']} after the run"
+    if about.get("loads"):
+        after += f", between {min(about['loads'])} and {max(about['loads'])} on the way"
     return (
         f"Measured with `{about['command'].strip()}` on {about['started']}, on {machine} "
         f"({about['threads']} threads per contender, {about['torch']}, Python {about['python']}); "

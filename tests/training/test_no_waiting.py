@@ -38,13 +38,14 @@ class NoCopiesFromTheHost(TorchDispatchMode):
         return func(*args, **kwargs)
 
 
-def trainer_of(sae: TrainingSAE, mode: str, most_dead: int) -> SAETrainer:
+def trainer_of(sae: TrainingSAE, mode: str, most_dead: int, **fields: Any) -> SAETrainer:
     sae = sae.to(device="meta")
     cfg = SAETrainerConfig(
         total_training_samples=100 * N_TOKENS,
         train_batch_size_samples=N_TOKENS,
         sparse_kernels=mode,
         device="meta",
+        **fields,
     )
     trainer = SAETrainer(cfg, sae, iter([]))
     trainer._dead_feature_bound = lambda: most_dead  # type: ignore[assignment]
@@ -97,6 +98,25 @@ def test_sparse_steps(config: Any, most_dead: int, sparse_on_any_device: None) -
             take_steps(trainer)
     else:
         take_steps(trainer)
+
+
+FEATURES: dict[str, dict[str, Any]] = {
+    "aux-k": {"aux_k": {}},
+    "ghost gradients": {"ghost_gradients": True},
+    "average": {"weight_average": {}},
+    "accumulation": {"gradient_accumulation_steps": 2},
+    "no clipping": {"max_gradient_norm": None},
+    "weight schedule": {"weight_schedules": {"sparsity": {"start": 0.1}}},
+    "tokens of silence": {"dead_after_tokens": 1000},
+    "p schedule": {"p_schedule": {"end": 0.5}},
+}
+
+
+@pytest.mark.parametrize("name", FEATURES)
+@pytest.mark.parametrize("most_dead", [0, 5])
+def test_training_features(name: str, most_dead: int) -> None:
+    sae = make_training_sae("standard")
+    take_steps(trainer_of(sae, "dense", most_dead, features=FEATURES[name]))
 
 
 def test_the_bound_holds_and_needs_one_look_in_many_steps(monkeypatch: pytest.MonkeyPatch) -> None:
