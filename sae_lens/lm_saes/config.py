@@ -21,6 +21,12 @@ from sae_lens.training.loss_schedules import (
     check_steps,
 )
 
+# Phases that follow each other.
+_SHARES_OF_ONE_WAY = (
+    ("lr_warm_up_steps", "lr_cool_down_steps"),
+    ("k_cold_booting_steps", "k_warmup_steps"),
+)
+
 #: names of the optimiser's parameter groups
 PARAMETER_GROUPS = ("others", "jumprelu")
 
@@ -150,6 +156,13 @@ class TrainerConfig(BaseConfig):
             raise ValueError(f"lr_end_ratio is {self.lr_end_ratio}; it must lie in [0, 1].")
         if self.lr_scheduler_name == "exponentialwarmup" and self.lr_end_ratio == 0:
             raise ValueError("exponentialwarmup never reaches lr_end_ratio=0; give one above 0.")
+        for first, second in _SHARES_OF_ONE_WAY:
+            shares = getattr(self, first), getattr(self, second)
+            if all(isinstance(share, float) for share in shares) and sum(shares) > 1:
+                raise ValueError(
+                    f"{first}={shares[0]} and {second}={shares[1]} are shares of the training, one "
+                    "after the other, and more than the whole of it; shorten them."
+                )
         if self.from_pretrained_path is not None and not Path(self.from_pretrained_path).exists():
             raise ValueError(f"from_pretrained_path {self.from_pretrained_path!r} does not exist.")
         return self

@@ -19,6 +19,7 @@ from sae_lens.lm_saes.config import TrainerConfig
 from sae_lens.lm_saes.dead_features import tokens_of_silence
 from sae_lens.lm_saes.features import TrainerFeatures, checked_features
 from sae_lens.lm_saes.gradients import clip_by_norm_per_entry_
+from sae_lens.lm_saes.idle_settings import warn_of_idle_settings, warn_of_unfinished_k
 from sae_lens.lm_saes.metrics import GradientMetric, all_metrics
 from sae_lens.lm_saes.optimization import make_optimizer, make_scheduler
 from sae_lens.lm_saes.trainer_checkpoints import TrainerCheckpoints
@@ -200,6 +201,7 @@ class Trainer(TrainerReports, TrainerCheckpoints):
         self.checkpoint_thresholds = checkpoint_steps(
             total, cfg.n_checkpoints, cfg.check_point_save_mode
         )
+        warn_of_idle_settings(cfg, adapter)
         self._make_optimizer(adapter)
 
     def _make_optimizer(self, adapter: SAEAdapter) -> None:
@@ -231,6 +233,12 @@ class Trainer(TrainerReports, TrainerCheckpoints):
                 f"initial_k is {initial}; it must lie between the SAE's k, {self._target_k}, and "
                 f"its number of features, {adapter.sae.cfg.d_sae}."
             )
+        warn_of_unfinished_k(
+            self._target_k,
+            self.k_cold_booting_steps,
+            self.k_warmup_steps,
+            self.total_training_steps,
+        )
 
     def _begin_dead_statistics(self, sae: TrainingSAE) -> None:
         is_needed = self.cfg.auxk_coefficient or self._features_at_work.needs_dead_features

@@ -134,6 +134,8 @@ def test_the_autocast_dtype_may_be_a_name_or_none():
         {"optimizer_class": "sgd"},
         {"no_such_field": 1},
         {"lr_scheduler_name": "exponentialwarmup", "lr_end_ratio": 0.0},
+        {"lr_warm_up_steps": 0.7, "lr_cool_down_steps": 0.5},
+        {"k_cold_booting_steps": 0.6, "k_warmup_steps": 0.5},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]):

@@ -276,3 +276,35 @@ def test_whitened_activations_are_for_the_other_trainer():
 def test_a_warm_up_that_does_not_end_is_said_so(caplog: Any):
     Trainer(config(4, lr_warm_up_steps=5000)).fit(tiny_sae(), batches(4))
     assert "still be rising at the end" in caplog.text
+
+
+IDLE: list[tuple[str, dict[str, Any]]] = [
+    ("standard", {"lp_coefficient": 0.1}),
+    ("topk", {"jumprelu_lr_factor": 0.5}),
+    ("standard", {"initial_k": 9}),
+    ("topk", {"k_cold_booting_steps": 2}),
+    ("standard", {"p": 2, "sparsity_loss_type": "tanh"}),
+    ("standard", {"tanh_stretch_coefficient": 2.0}),
+    ("standard", {"frequency_scale": 0.5, "sparsity_loss_type": "tanh"}),
+    ("topk", {"k_aux": 7}),
+    ("jumprelu", {"feature_sampling_window": 7}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fields"), IDLE)
+def test_settings_without_effect_say_so(architecture: str, fields: Any, caplog: Any):
+    Trainer(config(2, **fields)).fit(tiny_sae(architecture), batches(2))
+    name, value = next(iter(fields.items()))
+    assert f"{name}={value!r} has no effect on the training of this {architecture}" in caplog.text
+
+
+def test_settings_with_an_effect_do_not(caplog: Any):
+    fields = {"lp_coefficient": 0.1, "jumprelu_lr_factor": 0.5, "auxk_coefficient": 0.1, "k_aux": 7}
+    Trainer(config(2, **fields, p=2)).fit(tiny_sae("jumprelu"), batches(2))
+    Trainer(config(4, initial_k=9, k_cold_booting_steps=1)).fit(tiny_sae("topk"), batches(4))
+    assert "no effect" not in caplog.text
+
+
+def test_a_k_that_does_not_arrive_is_said_so(caplog: Any):
+    Trainer(config(4, initial_k=9, k_warmup_steps=8)).fit(tiny_sae("topk"), batches(4))
+    assert "it ends with a larger k" in caplog.text
