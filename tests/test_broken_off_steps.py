@@ -293,6 +293,63 @@ def test_a_signal_before_the_first_step_leaves_the_start(place_for: Any, model: 
         assert_goes_on(folder, whole, model, "standard", **fields)
 
 
+class Hanging:
+    """Rows of which one takes very long, once."""
+
+    def __init__(self, hangs_at: int) -> None:
+        self.hangs_at = hangs_at
+        self.rows = token_rows(42)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for number, row in enumerate(self.rows):
+            if number == self.hangs_at:
+                self.hangs_at = -1
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            yield {"tokens": row}
+
+
+def test_who_waits_for_data_is_interrupted_at_once(place_for: Any, model: Any) -> None:
+    folder, whole = place_for("standard")
+    runner = make_runner(run_config(folder), model, Hanging(27))
+    begin = time.monotonic()
+    with pytest.raises(InterruptedException):
+        runner.run()
+    assert time.monotonic() - begin < 30
+    assert latest_name(folder / "run") is not None
+    assert_goes_on(folder, whole, model, "standard")
+
+
+def test_who_waits_for_batches_made_ahead_is_interrupted_at_once(
+    place_for: Any, model: Any
+) -> None:
+    folder, whole = place_for("standard")
+    runner = make_runner(run_config(folder, prefetch_batches=2), model, rows(42))
+    begin: list[float] = []
+
+    def kill_and_sleep() -> None:
+        begin.append(time.monotonic())
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(2)  # in the thread, which has to come to its end
+
+    with breaking("language model", 4, kill_and_sleep), pytest.raises(InterruptedException):
+        runner.run()
+    assert time.monotonic() - begin[0] < 20
+    assert latest_name(folder / "run") is not None
+    assert_goes_on(folder, whole, model, "standard")
+
+
+def test_a_checkpoint_that_cannot_be_made_does_not_hide_the_error(
+    place_for: Any, model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder, _ = place_for("standard")
+    runner = make_runner(run_config(folder), model, rows(42))
+    monkeypatch.setattr(ActivationsStore, "save", lambda *_: 1 / 0)
+    with breaking("SAE", 3, fail), pytest.raises(Broken):
+        runner.run()
+    assert "was not saved: ZeroDivisionError" in caplog.text
+
+
 def interrupt_twice(folder: Path, fields: dict[str, Any], chance: random.Random) -> bool:
     """One run that gets two signals shortly after each other; whether it was still running."""
     process = start(folder, fields)

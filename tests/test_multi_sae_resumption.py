@@ -154,6 +154,17 @@ def test_an_interrupted_run_goes_on(
     assert logged(tmp_path) == logged(whole[0])
 
 
+def test_batches_made_ahead_are_not_lost(
+    model: Any, whole: tuple[Path, Weights], tmp_path: Path
+) -> None:
+    owner, name = PLACES["step"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(owner, name, at_call(30, fail, getattr(owner, name)))
+        with pytest.raises(Broken):
+            run(model, tmp_path, prefetch_llm_batches=True)
+    assert_same(run(model, tmp_path, resume_from_checkpoint="latest"), whole[1])
+
+
 def test_checkpoints_along_the_way_and_at_the_end_are_gone_on_from(
     model: Any, whole: tuple[Path, Weights], tmp_path: Path
 ) -> None:

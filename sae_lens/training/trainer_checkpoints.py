@@ -11,6 +11,7 @@ from typing import Any
 from sae_lens.errors import add_note
 from sae_lens.training.checkpoints import write_checkpoint
 from sae_lens.training.folding import saved_form
+from sae_lens.training.interruptions import InterruptedException
 from sae_lens.training.loggers import LoggedArtifact
 from sae_lens.training.nonfinite import NonFiniteLossError
 from sae_lens.training.run_folder import BEST_NAME, keep_only_last, latest_name, mark_latest
@@ -81,8 +82,10 @@ def save_after_error(trainer: Any, error: BaseException, save: Callable[..., Non
         logger.warning("%s; saving a checkpoint before stopping.", said)
         try:
             save(trainer=trainer, checkpoint_name=name)
-        except OSError as problem:
-            logger.error("Checkpoint %s was not saved: %s", name, problem)
+        except InterruptedException:
+            raise  # by force
+        except Exception as problem:  # what ended the training matters more
+            logger.error("Checkpoint %s was not saved: %r", name, problem)
         else:
             logger.info("The checkpoint is saved.")
     else:

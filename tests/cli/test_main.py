@@ -14,6 +14,7 @@ import pytest
 import sae_lens
 from sae_lens.cli import main as cli
 from sae_lens.cli.errors import UsageError, in_one_line
+from sae_lens.errors import add_note
 
 
 def use_command(monkeypatch: pytest.MonkeyPatch, error: BaseException | None = None) -> None:
@@ -102,6 +103,9 @@ def test_debug_lets_the_error_through(monkeypatch: pytest.MonkeyPatch, argv: lis
 
 
 def test_an_os_error_names_the_file() -> None:
+    failed = RuntimeError("the model has a hole")
+    add_note(failed, "The run can go on from here.")
+    assert in_one_line(failed) == "the model has a hole The run can go on from here."
     message = in_one_line(FileNotFoundError(2, "No such file or directory", "run.yaml"))
     assert "run.yaml" in message
     assert "No such file" in message
