@@ -416,6 +416,8 @@ def test_what_cannot_work_is_refused_before_training(
     wide = "blocks.0.mlp.hook_post"
     with pytest.raises(RuntimeError, match=r"resid_pre' 16, 'blocks.0.mlp.hook_post' 64"):
         start(sae_config("crosscoder", hook_names=[RESIDUAL[0], wide]))
+    with pytest.raises(ValueError, match=r"different lengths: .*\(1, 2\) at 'blocks.0.attn.hook_p"):
+        start(sae_config("crosscoder", hook_names=[RESIDUAL[0], "blocks.0.attn.hook_pattern"]))
     with pytest.raises(ValueError, match="no hook 'blocks.5.hook_resid_pre'"):
         start(sae_config("crosscoder", hook_names=[RESIDUAL[0], "blocks.5.hook_resid_pre"]))
     with pytest.raises(ValueError, match="hooks run in the order"):

@@ -13,7 +13,7 @@ from sae_lens import cache_activations_runner
 from sae_lens.cache_activations_runner import CacheActivationsRunner
 from sae_lens.config import CacheActivationsRunnerConfig, LanguageModelSAERunnerConfig
 from sae_lens.sae_training_runner import SAETrainingRunner
-from sae_lens.saes import TrainingSAE
+from sae_lens.saes import SkipTranscoderTrainingConfig, TrainingSAE
 from tests.helpers import ARCHITECTURES, D_IN, tiny_model
 
 HOOK = "blocks.1.hook_resid_pre"
@@ -123,3 +123,25 @@ def test_several_hooks_of_one_cache(
         from_model = train(tmp_path / f"a{number}", model, tokens, None, **fields)
         from_cache = train(tmp_path / f"b{number}", model, tokens, cache, **fields)
         assert torch.equal(from_model.W_dec, from_cache.W_dec)
+
+
+def test_a_transcoder_of_two_hooks_of_a_cache(
+    tmp_path: Path, model: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tokens = token_rows()
+    hook, out = "blocks.0.ln2.hook_normalized", "blocks.0.mlp.hook_post"
+    cache = make_cache(
+        tmp_path, model, tokens, monkeypatch, hook_name=hook, hook_layer=0, hook_names=[out],
+        hook_widths={out: 4 * D_IN},
+    )  # fmt: skip
+
+    def weights(folder: str, cached: Path | None) -> dict[str, torch.Tensor]:
+        sae = SkipTranscoderTrainingConfig(
+            d_in=D_IN, d_sae=32, d_out=4 * D_IN, hook_name=hook, hook_name_out=out
+        )
+        nested = {"sae": sae, "hook_name": hook, "hook_layer": 0, "l1_coefficient": 1.0}
+        return train(tmp_path / folder, model, tokens, cached, **nested).state_dict()
+
+    from_cache = weights("b", cache)
+    for name, tensor in weights("a", None).items():
+        assert torch.equal(from_cache[name], tensor)

@@ -140,14 +140,21 @@ class ActivationSource(TokenSource):
         if self.cached_activations_path is None:
             return None
         self.current_row_idx = 0
-        return cache.open_cached_activations(
-            self.cached_activations_path,
-            self.hook_name,
-            self.context_size,
-            self.d_in,
-            self.dtype,
-            self.device,
-        )
+        dataset = None
+        for name, width in self._widths_of_hooks().items():
+            dataset = cache.open_cached_activations(
+                self.cached_activations_path,
+                name,
+                self.context_size,
+                width,
+                self.dtype,
+                self.device,
+            )
+        return dataset
+
+    def _widths_of_hooks(self) -> dict[str, int]:
+        """Width of each hook whose activations are side by side in a row, in their order."""
+        return {self.hook_name: self.d_in}
 
     def apply_norm_scaling_factor(self, activations: Tensor) -> Tensor:
         """Activations times the factor. Raises `ValueError` while there is none."""
@@ -302,7 +309,9 @@ class ActivationSource(TokenSource):
 
     def _read_cached(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
         """Rows of the cache as they are there, on the CPU."""
-        return cache.read_cached_rows(dataset, self.hook_name, start, stop)
+        names = self._widths_of_hooks()
+        parts = [cache.read_cached_rows(dataset, name, start, stop) for name in names]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
 
     def _cached_rows(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
         rows = self._read_cached(dataset, start, stop)

@@ -8,22 +8,20 @@ of every `ActivationsStore`, for rows of that width.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from sae_lens.activations import cache, scaling
+from sae_lens.activations import scaling
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
 from sae_lens.activations.model_group import models_of
+from sae_lens.activations.rows import require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import settings_from_runner_config, settings_from_sae
 from sae_lens.hook_names import layer_of
-
-if TYPE_CHECKING:
-    from datasets import Dataset
 
 Sites = Sequence[tuple[int, str]]
 
@@ -122,39 +120,30 @@ class JointActivationsStore(ActivationsStore):
             device=device,
         )
 
-    def load_cached_activation_dataset(self) -> Dataset | None:
-        """The cache, in which each hook has a column of its own; None without a path."""
-        if self.cached_activations_path is None:
-            return None
-        self.current_row_idx = 0
-        dataset = None
-        for _, name in self.sites:
-            dataset = cache.open_cached_activations(
-                self.cached_activations_path, name, self.context_size, self.width, self.dtype,
-                self.device,
-            )  # fmt: skip
-        return dataset
-
-    def _read_cached(self, dataset: Dataset, start: int, stop: int) -> Float[Tensor, "row pos d"]:
-        parts = [cache.read_cached_rows(dataset, name, start, stop) for _, name in self.sites]
-        return torch.cat(parts, dim=-1)
+    def _widths_of_hooks(self) -> dict[str, int]:
+        return {name: self.width for _, name in self.sites}
 
     @torch.no_grad()
     def check_model(self) -> None:
-        """Run one token through the models to check hooks, their order and their widths.
+        """Run one prompt through the models to check hooks, their order and their widths.
 
         Raises:
-            ValueError: when a hook does not exist, or what is predicted runs before what is read.
+            ValueError: when a hook does not exist or has another length, or what is predicted runs
+                before what is read.
             RuntimeError: when the widths are others.
         """
-        super().check_model()
+        # of full length, or a hook with another axis in the place of positions might look right
+        self.pause_prefetching()
+        self._require_model_fits()
+        shape = (1, self.context_size)
+        tokens = torch.zeros(shape, dtype=torch.long, device=model_device(self.model))
+        self._run_model(tokens)
         targets = self.sites[self.n_read :]
         if not targets or not hasattr(self.model, "run_with_hooks"):
             return
         order: list[str] = []
-        token = torch.zeros(1, 1, dtype=torch.long, device=model_device(self.model))
         hooks = [(name, lambda value, hook: order.append(hook.name)) for _, name in self.sites]
-        self.model.run_with_hooks(token, fwd_hooks=hooks, **self.model_kwargs)
+        self.model.run_with_hooks(tokens, fwd_hooks=hooks, **self.model_kwargs)
         wanted = [
             name
             for pair in zip(self.sites[: self.n_read], targets, strict=True)
@@ -246,7 +235,7 @@ def read_sites(
     Each model runs once, as far as its last hook.
 
     Raises:
-        ValueError: when a hook is not in its model, or does not run.
+        ValueError: when a hook is not in its model, does not run, or has another length.
     """
     models = models_of(model)
     device = model_device(models[0])
@@ -261,6 +250,7 @@ def read_sites(
             acts = activations_at_hooks(
                 one, tokens.to(place), names, last, model_kwargs, fused=fused
             )
+        require_one_for_each_token(tokens, acts)
         found |= {(number, name): acts[name].flatten(2).to(device) for name in names}
     return [found[number, name] for number, name in sites]
 

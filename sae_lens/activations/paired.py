@@ -6,7 +6,6 @@ A row is both side by side, [d_in + d_out]. Mixing, epochs, state and filters ar
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
+from sae_lens.activations.rows import require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import settings_from_runner_config
 from sae_lens.hook_names import layer_of
@@ -29,15 +29,10 @@ class PairedActivationsStore(ActivationsStore):
         settings: those of `ActivationsStore`; `d_in` is the width at `hook_name`.
 
     Raises:
-        ValueError: for cached activations, which are of one hook.
+        ValueError: for cached activations without a column for one of the hooks.
     """
 
     def __init__(self, model: Any, *, hook_name_out: str, d_out: int, **settings: Any) -> None:
-        if settings.get("cached_activations_path") is not None:
-            raise ValueError(
-                "A transcoder cannot be trained from cached activations, which are of one hook; "
-                "set use_cached_activations=False."
-            )
         self.hook_name_out = hook_name_out
         self.hook_layer_out = layer_of(hook_name_out)
         self.widths = (settings["d_in"], d_out)
@@ -50,9 +45,13 @@ class PairedActivationsStore(ActivationsStore):
         """A store for a run whose `cfg.sae` is a transcoder's config."""
         settings = settings_from_runner_config(model, cfg, override_dataset)
         store = cls(model, hook_name_out=cfg.sae.hook_name_out, d_out=cfg.sae.d_out, **settings)
-        store._require_model_fits()
+        if store.cached_activations_path is None:
+            store._require_model_fits()
         store.hold_out(cfg.eval_held_out_rows)
         return store
+
+    def _widths_of_hooks(self) -> dict[str, int]:
+        return dict(zip((self.hook_name, self.hook_name_out), self.widths, strict=True))
 
     @torch.no_grad()
     def check_model(self) -> None:
@@ -80,18 +79,6 @@ class PairedActivationsStore(ActivationsStore):
                 "transcoder's input has to come first. Exchange them."
             )
 
-    @staticmethod
-    def _require_same_tokens(tokens: Tensor, found: Mapping[str, Tensor]) -> None:
-        """`ValueError` unless there is one activation of each hook for each token."""
-        lengths = {name: tuple(acts.shape[:2]) for name, acts in found.items()}
-        if any(length != tuple(tokens.shape) for length in lengths.values()):
-            listed = ", ".join(f"{length} at {name!r}" for name, length in lengths.items())
-            raise ValueError(
-                f"The hooks are of different lengths: for tokens of shape {tuple(tokens.shape)} "
-                f"there are activations {listed}. A transcoder needs one of each for every token; "
-                "choose other hooks."
-            )
-
     def _require_model_fits(self) -> None:
         super()._require_model_fits()
         require_hook(self.model, self.hook_name_out)
@@ -104,7 +91,7 @@ class PairedActivationsStore(ActivationsStore):
             found = activations_at_hooks(
                 self.model, tokens, names, last_layer + 1, self.model_kwargs
             )
-        self._require_same_tokens(tokens, {name: found[name] for name in names})
+        require_one_for_each_token(tokens, {name: found[name] for name in names})
         flat = [found[name].flatten(2) for name in names]
         for name, acts, width, field in zip(
             names, flat, self.widths, ("d_in", "d_out"), strict=True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -26,3 +26,15 @@ def filter_excluded(buffer: tuple[Tensor, Tensor | None], exclude_tokens: Tensor
         return activations
     kept = ~torch.isin(token_ids, exclude_tokens.to(token_ids.device))
     return activations[kept.to(activations.device)]
+
+
+def require_one_for_each_token(tokens: Tensor, found: Mapping[str, Tensor]) -> None:
+    """`ValueError` unless there is one activation of each hook for each token."""
+    lengths = {name: tuple(acts.shape[:2]) for name, acts in found.items()}
+    if any(length != tuple(tokens.shape) for length in lengths.values()):
+        listed = ", ".join(f"{length} at {name!r}" for name, length in lengths.items())
+        raise ValueError(
+            f"The hooks are of different lengths: for tokens of shape {tuple(tokens.shape)} there "
+            f"are activations {listed}. An SAE of several hooks needs one of each for every token; "
+            "choose other hooks."
+        )
