@@ -359,3 +359,26 @@ def test_training_ends_at_the_same_loss_in_both_forms(architecture: str) -> None
         return output.loss.item()
 
     assert final_loss("sparse") == pytest.approx(final_loss("dense"), rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [config for config in V6_CASES if "topk" in config.architecture],
+    ids=lambda c: f"{c.architecture}-{V6_CASES.index(c)}",
+)
+def test_nothing_of_the_size_of_all_features_is_kept_for_the_backward_pass(config: Any) -> None:
+    sae = TrainingSAE(copy.deepcopy(config))
+    n_tokens = 400
+    kept: list[int] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.append(tensor._nnz() if tensor.is_sparse else tensor.numel())
+        return tensor
+
+    x = activations(n_tokens, sum(getattr(sae, "activation_widths", (D_IN,))))
+    sae.sparse_kernels = "sparse"
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        sae.training_forward_pass(TrainStepInput(x))
+    assert kept
+    # rows of the levels or layers that reconstruct apart may be kept, but no row of all features
+    assert max(kept) < n_tokens * D_SAE
