@@ -8,6 +8,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from sae_lens.saes.files import jsonable
+from sae_lens.training.features import TrainingFeatures
 
 # Settings that do not change what is computed. docs/resumption.md lists them.
 MAY_DIFFER = frozenset({
@@ -38,6 +39,8 @@ _OF_THE_SAE = ("hook_name_out", "d_out")
 # Another device of the same type computes the same.
 _DEVICES = ("device", "llm_device")
 
+_FEATURE_NAMES = {f.name for f in fields(TrainingFeatures)}
+
 
 def differing_fields(saved: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any, Any]]:
     """Fields that change results and differ: name -> (in the checkpoint, in the config)."""
@@ -61,6 +64,8 @@ def differing_fields(saved: Mapping[str, Any], cfg: Any) -> dict[str, tuple[Any,
                 {key: _without_facts(sae) for key, sae in dict(saes).items()}
                 for saes in (before, after)
             )
+        elif name == "features":
+            before, after = _differing_features(before, after)
         if before != after:
             differing[name] = (before, after)
     return differing
@@ -118,3 +123,31 @@ def refuse_other_sae(saved: Any, sae_cfg: Any, checkpoint: Any) -> None:
             f"{name} is {now.get(name)!r}, in the checkpoint {before.get(name)!r}" for name in names
         )
         raise ValueError(f"The SAE is not configured as the one in {checkpoint}: {listed}.")
+
+
+def _differing_features(before: Any, after: Any) -> tuple[Any, Any]:
+    """The training features in which two configs differ, as plain values; those of each SAE too."""
+    whole = _whole_features(before), _whole_features(after)
+    if not all(isinstance(features, dict) for features in whole):
+        return whole
+    names = [
+        name
+        for name in whole[0] | whole[1]
+        if whole[0].get(name) != whole[1].get(name) and name != "checkpoint_spacing"
+    ]
+    return tuple({name: features.get(name) for name in names} for features in whole)  # type: ignore[return-value]
+
+
+def _whole_features(features: Any) -> Any:
+    """Training features with all of their fields, of which older configs have fewer.
+
+    Those of several SAEs are by name. What cannot be read differs from everything else.
+    """
+    if not isinstance(features, dict):
+        return TrainingFeatures().to_dict() if features is None else features
+    try:
+        if features.keys() & _FEATURE_NAMES or not features:
+            return jsonable(TrainingFeatures.of(features).to_dict())
+        return {name: _whole_features(of_one) for name, of_one in features.items()}
+    except (TypeError, ValueError):
+        return features
