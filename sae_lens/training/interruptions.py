@@ -67,6 +67,10 @@ class IterationGuard:
         """Say that what the iteration had begun is put back, if nothing was forced."""
         self.is_in_step = not self._was_forced
 
+    def came_anywhere(self, error: BaseException) -> bool:
+        """Whether an interruption was raised by others, who do not wait for a good place."""
+        return isinstance(error, KeyboardInterrupt) and error is not self._request
+
     @contextmanager
     def iteration(self) -> Iterator[None]:
         """The body of one iteration."""

@@ -117,7 +117,6 @@ class SAETrainer(TrainerReports, TrainerState):
             self.logger = parts.logger
         self.save_checkpoint_fn = parts.save_checkpoint_fn
         self.save_checkpoint: Any = self.save_checkpoint_fn
-        self._has_runner = parts.has_runner
         if not parts.has_runner:
             _refuse_initial_weights(self.cfg)
             self.save_checkpoint = save_without_runner
@@ -336,11 +335,12 @@ class SAETrainer(TrainerReports, TrainerState):
                 self.cfg.total_training_tokens,
             )
             return None
-        except BaseException:
+        except BaseException as error:
             # Only the place in the data has moved; what the source had begun, it has put back.
             if batch is not None:
                 self.source.put_back(batch)
-            self._guard.is_whole_again()
+            if not self._guard.came_anywhere(error):
+                self._guard.is_whole_again()
             raise
 
     @property

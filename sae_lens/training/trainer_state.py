@@ -65,7 +65,6 @@ class TrainerState:
     finetuning: bool
     weights_are_final: bool
     last_error: BaseException | None = None
-    _has_runner: bool
     source: ActivationSource
     _is_prepared: bool
     _update_has_begun: bool
@@ -192,8 +191,8 @@ class TrainerState:
 
     @contextmanager
     def _stopping_on_signals(self) -> Iterator[None]:
-        """Without a runner, which does it then, and only if there is somewhere to save to."""
-        if self._has_runner or self.cfg.checkpoint_path is None:
+        """Where no runner does it, and only if there is somewhere to save to."""
+        if self.cfg.checkpoint_path is None:
             yield
             return
         with stopping_on_signals(self, only_unhandled=True):

@@ -613,6 +613,24 @@ def test_the_config_may_ask_for_wandb_later(monkeypatch: pytest.MonkeyPatch) -> 
     assert not passed.logger.is_active
 
 
+def test_a_keyboard_interrupt_from_elsewhere_while_data_are_drawn_saves_nothing() -> None:
+    """Nobody knows in the middle of what it came."""
+    trainer, saved = make_trainer()
+    real, drawn = trainer.source.next_batch, []
+
+    def next_batch() -> torch.Tensor:
+        drawn.append(None)
+        if len(drawn) == 5:
+            raise KeyboardInterrupt
+        return real()
+
+    trainer.source.next_batch = next_batch  # type: ignore[method-assign]
+    with pytest.raises(KeyboardInterrupt):
+        trainer.fit()
+    assert not trainer.is_whole
+    assert saved == []
+
+
 # -- state ----------------------------------------------------------------------------------------
 
 
