@@ -174,7 +174,8 @@ def check_fits(model: HookedTransformer, sae: SAE, use_error_term: bool | None =
     if getattr(sae.cfg, "sites", None):
         raise ValueError(
             f"This SAE ({sae.cfg.architecture}) reads several hooks and cannot stand in for one. "
-            "Judge it with sae_lens.evals, or use hooks at all of them."
+            "Judge it with sae_lens.evals; hooks that put a cross-layer transcoder in the place of "
+            "its MLPs are those of sae_lens.analysis.splicing.CrossLayerReplacement."
         )
     _check_width(model, sae, "d_in", name, sae.cfg.hook_head_index)
     if out_name is None:
