@@ -7,6 +7,10 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.training_step import reported_features
 from sae_lens.training.statistics import count_active
 
@@ -68,6 +72,8 @@ class L0Controller:
         self.log_scale = 0.0
         self.mean_l0: float | None = None
         self.lowest, self.highest = math.inf, 0.0
+        self._underway: Tensor | None = None
+        self._arrival: Any = None
         if settings is None:
             return
         if not sae.get_coefficients():
@@ -86,12 +92,40 @@ class L0Controller:
             )
 
     def observe(self, output: Any) -> None:
-        """Take in the L0 of a step, and set the coefficient's scale for the next."""
+        """Take in the L0 of a step, and set the coefficient's scale for the next.
+
+        Away from the CPU, where knowing it means waiting, that of the step before is taken.
+        """
         settings = self.settings
         if settings is None:
             return
         features = reported_features(output)
-        l0 = count_active(features).item() / max(features.shape[:-1].numel(), 1)
+        l0 = count_active(features) / max(features.shape[:-1].numel(), 1)
+        if may_look_at(l0):
+            self._take(l0.item())
+            return
+        self._take_what_is_underway()
+        # without waiting: the copy is complete when the event is
+        self._underway = l0.to("cpu", non_blocking=True)
+        if l0.is_cuda:
+            self._arrival = torch.cuda.current_stream(l0.device).record_event()
+
+    def _take_what_is_underway(self) -> None:
+        value = self._value_underway()
+        self._underway = self._arrival = None
+        if value is not None:
+            self._take(value)
+
+    def _value_underway(self) -> float | None:
+        if self._underway is None:
+            return None
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return self._underway.item()
+
+    def _take(self, l0: float) -> None:
+        settings = self.settings
+        assert settings is not None
         past = l0 if self.mean_l0 is None else self.mean_l0
         self.mean_l0 = settings.smoothing * past + (1 - settings.smoothing) * l0
         self.lowest, self.highest = min(self.lowest, l0), max(self.highest, l0)
@@ -102,6 +136,7 @@ class L0Controller:
 
     def report(self) -> None:
         """Say when the target was not reached, and what was."""
+        self._take_what_is_underway()
         settings = self.settings
         if settings is None or self.mean_l0 is None:
             return
@@ -124,6 +159,7 @@ class L0Controller:
             "coefficient_scale": self.scale,
             "mean_l0": self.mean_l0,
             "range_of_l0": (self.lowest, self.highest),
+            "l0_underway": self._value_underway(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -131,6 +167,9 @@ class L0Controller:
         self.log_scale, self.scale = state["log_scale"], state["coefficient_scale"]
         self.mean_l0 = state["mean_l0"]
         self.lowest, self.highest = state.get("range_of_l0", (math.inf, 0.0))
+        underway = state.get("l0_underway")
+        self._underway = None if underway is None else torch.tensor(underway)
+        self._arrival = None
 
 
 def report_own_target(sae: Any, mean_l0: float | None) -> None:

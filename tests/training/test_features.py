@@ -29,6 +29,7 @@ from sae_lens.training.features import (
     WeightAverage,
 )
 from sae_lens.training.resampling import resample_dead_features
+from sae_lens.training.target_l0 import L0Controller
 from sae_lens.training.trainer import SAETrainer
 from tests.helpers import D_IN, D_SAE, activations, assert_close
 from tests.training.runs_on_batches import N, make_sae, recorded, trainer
@@ -64,6 +65,37 @@ def test_l0_is_steered_to_its_target(cls: Any):
     assert sum(map(float, l0[-20:])) / 20 == pytest.approx(6.0, rel=0.25)
     assert run.features.coefficient_scale > 1.5
     assert run.features.metrics() == {"details/coefficient_scale": run.features.coefficient_scale}
+
+
+def test_away_from_the_cpu_the_controller_looks_a_step_back(monkeypatch: pytest.MonkeyPatch):
+    def scales() -> list[float]:
+        run = trainer(make_sae(), {"target_l0": {"target": 5.0}}, n_steps=6)
+        return recorded(run, lambda output: run.features.coefficient_scale)
+
+    at_once = scales()
+    monkeypatch.setattr("sae_lens.training.target_l0.may_look_at", lambda tensor: False)
+    # the first step that can be looked at is the first one, in the second
+    later = scales()
+    assert later[0] == 1.0
+    assert later[1] == at_once[0]
+    assert later[2] == pytest.approx(at_once[1], rel=1e-2)
+
+
+def test_a_controller_that_looks_back_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sae_lens.training.target_l0.may_look_at", lambda tensor: False)
+    sae, settings = make_sae(), TargetL0(5.0)
+    outputs = [sae.training_forward_pass(activations(N, seed=i)) for i in range(4)]
+    whole, first = L0Controller(settings, sae), L0Controller(settings, sae)
+    for output in outputs:
+        whole.observe(output)
+    for output in outputs[:2]:
+        first.observe(output)
+    rest = L0Controller(settings, sae)
+    rest.load_state_dict(copy.deepcopy(first.state_dict()))
+    for output in outputs[2:]:
+        rest.observe(output)
+    assert rest.state_dict() == whole.state_dict()
+    assert whole.state_dict()["l0_underway"] is not None
 
 
 def test_a_target_out_of_reach_is_reported(caplog: Any):
