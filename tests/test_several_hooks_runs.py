@@ -433,6 +433,8 @@ def test_what_cannot_work_is_refused_before_training(
         start(sae_config("crosscoder"), [model, tiny_model()])
     with pytest.raises(ValueError, match="is not the first of model_names"):
         start(several, None, model_name="gelu-1l")
+    with pytest.raises(ValueError, match="compile_llm is for a run with one"):
+        start(several, [model, tiny_model()], compile_llm=True)
     with pytest.raises(ValueError, match="at least two models"):
         start(several, [model])
 

@@ -31,6 +31,11 @@ def model_for(cfg: Any, given: Any, load: Callable[[str], Any]) -> Any:
     Raises:
         ValueError: when the names contradict each other, or the models do not read the same tokens.
     """
+    several = isinstance(given, (list, tuple)) or len(getattr(cfg.sae, "model_names", ())) > 1
+    if several and cfg.compile_llm:
+        raise ValueError(
+            "compile_llm is for a run with one language model; leave it out for several."
+        )
     if isinstance(given, (list, tuple)):
         return ModelGroup(given)
     if given is not None:
