@@ -127,7 +127,8 @@ def round_stochastically(
     """
     bits = values.view(torch.int32)
     # A bfloat16 is the upper half of a float32: a carry out of the lower half rounds up.
-    if bool(values.sum().isfinite()):  # else some may be infinite, which a carry would break
+    # An infinite one would be broken by a carry; away from the CPU, asking would mean to wait.
+    if values.device.type == "cpu" and bool(values.sum().isfinite()):
         bits.add_(noise).bitwise_and_(-65536)
         out.copy_(values)
         return
