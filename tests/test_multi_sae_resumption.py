@@ -131,11 +131,11 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("act", [fail, kill])
 @pytest.mark.parametrize(
-    ("place", "n"),
-    [("language model", 6), ("language model", 9), ("step", 1), ("step", 2), ("step", 31),
-     ("step", 33), ("step", 36), ("step", 60), ("evaluation", 3)],
+    ("place", "n", "act"),
+    [("language model", 6, fail), ("language model", 9, kill), ("step", 1, fail), ("step", 2, fail),
+     ("step", 31, fail), ("step", 33, kill), ("step", 60, fail), ("evaluation", 3, fail),
+     ("evaluation", 2, kill)],
 )  # fmt: skip
 def test_an_interrupted_run_goes_on(
     place: str, n: int, act: Callable[[], None], model: Any, whole: tuple[Path, Weights],
