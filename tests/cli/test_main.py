@@ -106,6 +106,13 @@ def test_an_os_error_names_the_file() -> None:
     failed = RuntimeError("the model has a hole")
     add_note(failed, "The run can go on from here.")
     assert in_one_line(failed) == "the model has a hole The run can go on from here."
+
+    class Older(RuntimeError):
+        add_note = None  # as before Python 3.11
+
+    older = Older("the model has a hole")
+    add_note(older, "The run can go on from here.")
+    assert in_one_line(older) == in_one_line(failed)
     message = in_one_line(FileNotFoundError(2, "No such file or directory", "run.yaml"))
     assert "run.yaml" in message
     assert "No such file" in message
