@@ -154,6 +154,21 @@ def test_an_interrupted_run_goes_on(
     assert logged(tmp_path) == logged(whole[0])
 
 
+def test_a_signal_saves_all_without_stopping(
+    model: Any, whole: tuple[Path, Weights], tmp_path: Path
+) -> None:
+    owner, name = PLACES["step"]
+    with pytest.MonkeyPatch.context() as patch:
+        ask = lambda: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
+        patch.setattr(owner, name, at_call(30, ask, getattr(owner, name)))
+        assert_same(run(model, tmp_path), whole[1])
+    n_tokens = str(8 * BATCH)  # four SAEs: in the eighth step
+    saved = tmp_path / "run" / "together" / n_tokens
+    assert all((tmp_path / "run" / sae / n_tokens).is_dir() for sae in saes())
+    shutil.copytree(saved, tmp_path / "on" / "run" / "together" / n_tokens)
+    assert_same(run(model, tmp_path / "on", resume_from_checkpoint="latest"), whole[1])
+
+
 def test_batches_made_ahead_are_not_lost(
     model: Any, whole: tuple[Path, Weights], tmp_path: Path
 ) -> None:
