@@ -42,6 +42,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 from jaxtyping import install_import_hook  # noqa: E402
 
 import tests.shape_checks  # noqa: E402, F401  (the import hook looks it up by its name)
@@ -50,6 +51,9 @@ if TYPE_CHECKING:
     from selenium.webdriver import Chrome
 
 torch.set_num_threads(1)
+# How long an example takes says how busy the machine is.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 # `make shapes`: compare every tensor with the shape in the signature. It costs half as much again.
 CHECKS_SHAPES = os.environ.get("SAE_LENS_CHECK_SHAPES") == "1"

@@ -195,6 +195,15 @@ def test_counting_begins_with_the_first_batch() -> None:
     assert batches.n_taken == again.n_taken == 1
 
 
+@pytest.fixture
+def usual_handler() -> Iterator[None]:
+    """Python's own for SIGINT; a shell starts what runs in its background without one."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("usual_handler")
 def test_signals_are_put_off_and_handlers_restored(tmp_path: Path) -> None:
     """Where the program has handlers of its own they stay; without checkpoints all do."""
     assert threading.current_thread() is threading.main_thread()
