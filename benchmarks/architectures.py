@@ -30,10 +30,11 @@ ALL_MLPS = {
     "hook_names_out": [f"blocks.{layer}.hook_mlp_out" for layer in LAYERS],
 }
 STEPS = {"jumprelu_init_threshold": 0.2, "jumprelu_bandwidth": 0.2, "l0_coefficient": 0.5}
+TOWARDS_L0 = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": L0}
 SETTINGS: dict[str, dict[str, Any]] = {
     "standard": {"l1_coefficient": 1.0},
     "gated": {"l1_coefficient": 1.0, "detach_auxiliary_decoder": True},
-    "jumprelu": {**STEPS, "jumprelu_sparsity_loss_mode": "quadratic", "target_l0": L0},
+    "jumprelu": {**STEPS, **TOWARDS_L0},
     "topk": {"k": L0},
     "batchtopk": {"k": L0},
     "matryoshka_batchtopk": {"k": L0, "matryoshka_widths": [D_SAE // 8, D_SAE // 2, D_SAE]},
@@ -41,14 +42,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "matching_pursuit": {"max_iterations": L0, "decoder_init_norm": 1.0},
     "transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
     "skip_transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
-    "jumprelu_transcoder": {**STEPS, **MLP_HOOKS},
-    "jumprelu_skip_transcoder": {**STEPS, **MLP_HOOKS},
+    "jumprelu_transcoder": {**STEPS, **TOWARDS_L0, **MLP_HOOKS},
+    "jumprelu_skip_transcoder": {**STEPS, **TOWARDS_L0, **MLP_HOOKS},
     "topk_transcoder": {"k": L0, **MLP_HOOKS},
     "topk_skip_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_skip_transcoder": {"k": L0, **MLP_HOOKS},
-    "crosscoder": {"l1_coefficient": 0.5, **RESIDUALS},
-    "jumprelu_crosscoder": {**STEPS, **RESIDUALS},
+    "crosscoder": {"l1_coefficient": 0.05, **RESIDUALS},
+    "jumprelu_crosscoder": {**STEPS, **TOWARDS_L0, "l0_coefficient": 2.0, **RESIDUALS},
     "topk_crosscoder": {"k": L0, **RESIDUALS},
     "batchtopk_crosscoder": {"k": L0, **RESIDUALS},
     "cross_layer_transcoder": {"l1_coefficient": 0.2, **ALL_MLPS},
