@@ -349,7 +349,7 @@ class BatchTopKCrossLayerTranscoderTrainingSAE(
 def _largest_of_all(found: list[ActiveEntries], scales: Any, n_kept: int) -> list[ActiveEntries]:
     """The `n_kept` entries of highest rank among those of all layers."""
     ranks = [
-        part.hidden if scale is None else part.hidden * scale[part.active.cols]
+        part.hidden if scale is None else part.hidden * scale.index_select(0, part.active.cols)
         for part, scale in zip(found, scales, strict=True)
     ]
     rank = torch.cat(ranks)

@@ -166,8 +166,10 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
     def sparse_encode_for_training(self, x: Tensor) -> SparseTrainingEncoding:
         """Entries with an open gate, which is where either path has a gradient."""
         active, product = entries_above(self, x, None, -self.b_gate.detach())
-        gate_acts = torch.relu(product + self.b_gate[active.cols])
-        magnitude_pre = product * self.r_mag.exp()[active.cols] + self.b_mag[active.cols]
+        gate_acts = torch.relu(product + self.b_gate.index_select(0, active.cols))
+        magnitude_pre = product * self.r_mag.exp().index_select(
+            0, active.cols
+        ) + self.b_mag.index_select(0, active.cols)
         features = self.activation_fn(magnitude_pre)
         decoded = scaled_for_decoding(self, features, active.cols)
         return SparseTrainingEncoding(active, features, magnitude_pre, decoded, gate_acts)
@@ -183,7 +185,7 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         gate_acts, norms = encoding.gate_values, decoding.decoder_norms
         assert gate_acts is not None and norms is not None and decoding.gate_recons is not None
         active = encoding.active
-        weighted = gate_acts * norms[active.cols]
+        weighted = gate_acts * norms.index_select(0, active.cols)
         l1 = self.sparsity_term().of_entries(weighted, active, step.coefficient("l1"))
         gate_recons = decoding.gate_recons + self.b_dec
         return {

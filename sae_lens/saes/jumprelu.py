@@ -237,7 +237,9 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         """Entries above the threshold, or close enough for a pseudo-gradient."""
         active, hidden = self.entries_above(x, self._lowest_with_gradient())
         jump = JumpReLUThroughInput if self._ste_to_input() else JumpReLU
-        features = jump.apply(hidden, self.threshold[active.cols], self.bandwidth).to(hidden.dtype)
+        features = jump.apply(
+            hidden, self.threshold.index_select(0, active.cols), self.bandwidth
+        ).to(hidden.dtype)
         decoded = scaled_for_decoding(self, features, active.cols)
         return SparseTrainingEncoding(active, features, hidden, decoded)
 
@@ -273,10 +275,10 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         term = self.sparsity_term()
         if term is not None:
             assert decoding.decoder_norms is not None
-            weighted = encoding.feature_values * decoding.decoder_norms[active.cols]
+            weighted = encoding.feature_values * decoding.decoder_norms.index_select(0, active.cols)
             return term.of_entries(weighted, active, coefficient)
         step_fn = StepThroughInput if self._ste_to_input() else Step
-        threshold = self.threshold[active.cols]
+        threshold = self.threshold.index_select(0, active.cols)
         l0 = active.sum_rows(step_fn.apply(encoding.hidden_values, threshold, self.bandwidth))
         if mode == "quadratic":
             target = self.cfg.target_l0

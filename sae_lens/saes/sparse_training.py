@@ -195,7 +195,7 @@ def scaled_for_decoding(
 ) -> Float[Tensor, " nnz"]:
     """Feature values times the fine-tuned factor, when the config has one."""
     if sae.cfg.finetuning_scaling_factor:
-        return values * sae.finetuning_scaling_factor[cols]
+        return values * sae.finetuning_scaling_factor.index_select(0, cols)
     return values
 
 

@@ -145,7 +145,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         """As `auxiliary_losses`; ghost gradients are dense over the dead features."""
         weighted = encoding.feature_values
         if decoding.decoder_norms is not None:
-            weighted = weighted * decoding.decoder_norms[encoding.active.cols]
+            weighted = weighted * decoding.decoder_norms.index_select(0, encoding.active.cols)
         term = self.sparsity_term()
         losses = {"l1_loss": term.of_entries(weighted, encoding.active, step.coefficient("l1"))}
         if self.cfg.use_ghost_grads and self.training and step.dead_neuron_mask is not None:

@@ -267,7 +267,7 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         features = self.selected_features(hidden)
         decoded = scaled_for_decoding(self, features, active.cols)
         if norms is not None:
-            norms = norms[active.cols]
+            norms = norms.index_select(0, active.cols)
             decoded = decoded * (norms > 0)
             hidden, features = hidden * norms, features * norms
         return SparseTrainingEncoding(active, features, hidden, decoded)
