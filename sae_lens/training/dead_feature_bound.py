@@ -8,10 +8,10 @@ it has certainly arrived.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
-import torch
 from torch import Tensor
+
+from sae_lens.late_numbers import LateNumber
 
 _STEPS_BETWEEN_COUNTS = 10
 # A count is used until the one after it has arrived; and a step may be taken back.
@@ -39,8 +39,7 @@ class DeadFeatureBound:
         self._dead_within = dead_within
         self._counted: Tensor | None = None
         self._known: int | None = None
-        self._underway: Tensor | None = None
-        self._arrival: Any = None
+        self._underway: LateNumber | None = None
         self._steps_until_count = 0
 
     def __call__(self) -> int | None:
@@ -60,15 +59,9 @@ class DeadFeatureBound:
         return self._known
 
     def _start_count(self) -> None:
-        count = self._dead_within(_HORIZON).sum()
-        # without waiting: the copy is complete when the event is
-        self._underway = count.to("cpu", non_blocking=True)
-        if count.is_cuda:
-            self._arrival = torch.cuda.current_stream(count.device).record_event()
+        self._underway = LateNumber(self._dead_within(_HORIZON).sum())
         self._steps_until_count = _STEPS_BETWEEN_COUNTS
 
     def _take_count(self) -> None:
         assert self._underway is not None
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        self._known = int(self._underway)
+        self._known = int(self._underway.value())

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from sae_lens.late_numbers import LateNumber
 from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.training_step import reported_features
 from sae_lens.training.statistics import count_active
@@ -72,8 +72,7 @@ class L0Controller:
         self.log_scale = 0.0
         self.mean_l0: float | None = None
         self.lowest, self.highest = math.inf, 0.0
-        self._underway: Tensor | None = None
-        self._arrival: Any = None
+        self._underway: LateNumber | None = None
         if settings is None:
             return
         if not sae.get_coefficients():
@@ -105,23 +104,12 @@ class L0Controller:
             self._take(l0.item())
             return
         self._take_what_is_underway()
-        # without waiting: the copy is complete when the event is
-        self._underway = l0.to("cpu", non_blocking=True)
-        if l0.is_cuda:
-            self._arrival = torch.cuda.current_stream(l0.device).record_event()
+        self._underway = LateNumber(l0)
 
     def _take_what_is_underway(self) -> None:
-        value = self._value_underway()
-        self._underway = self._arrival = None
-        if value is not None:
-            self._take(value)
-
-    def _value_underway(self) -> float | None:
-        if self._underway is None:
-            return None
-        if self._arrival is not None:
-            self._arrival.synchronize()
-        return self._underway.item()
+        if self._underway is not None:
+            self._take(self._underway.value())
+            self._underway = None
 
     def _take(self, l0: float) -> None:
         settings = self.settings
@@ -159,7 +147,7 @@ class L0Controller:
             "coefficient_scale": self.scale,
             "mean_l0": self.mean_l0,
             "range_of_l0": (self.lowest, self.highest),
-            "l0_underway": self._value_underway(),
+            "l0_underway": None if self._underway is None else self._underway.value(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -168,8 +156,7 @@ class L0Controller:
         self.mean_l0 = state["mean_l0"]
         self.lowest, self.highest = state.get("range_of_l0", (math.inf, 0.0))
         underway = state.get("l0_underway")
-        self._underway = None if underway is None else torch.tensor(underway)
-        self._arrival = None
+        self._underway = None if underway is None else LateNumber(torch.tensor(underway))
 
 
 def report_own_target(sae: Any, mean_l0: float | None) -> None:
