@@ -7,7 +7,7 @@ flat field that was given another value as well is refused.
 from __future__ import annotations
 
 import copy
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 from sae_lens.config.logging import LoggingConfig
@@ -55,9 +55,7 @@ def take_nested(cfg: Any, named: frozenset[str]) -> None:
     if cfg.logger is not None:
         if not isinstance(cfg.logger, LoggingConfig):
             raise TypeError(f"logger must be a LoggingConfig, not a {type(cfg.logger).__name__}.")
-        for name, value in vars(cfg.logger).items():
-            if value is not None:  # a None there is filled in by the run
-                _take(cfg, name, value, named, "logger")
+        _take_logger(cfg, named)
 
 
 def as_sae_config(values: dict[str, Any]) -> TrainingSAEConfig:
@@ -108,6 +106,16 @@ def _take_sae(cfg: Any, sae: TrainingSAEConfig, named: frozenset[str]) -> None:
             setattr(cfg, name, getattr(sae, name))
     if sae.form == "v6" and "b_dec_init_method" not in named:
         cfg.b_dec_init_method = "zeros"
+
+
+def _take_logger(cfg: Any, named: frozenset[str]) -> None:
+    """The run's logging settings are the logger's. A default there says nothing."""
+    for setting in fields(LoggingConfig):
+        name, value = setting.name, getattr(cfg.logger, setting.name)
+        if value == setting.default and name in named and getattr(cfg, name) is not None:
+            cfg.logger = replace(cfg.logger, **{name: getattr(cfg, name)})
+        elif value is not None:  # a None there is filled in by the run
+            _take(cfg, name, value, named, "logger")
 
 
 def _take_device(cfg: Any, sae: TrainingSAEConfig, named: frozenset[str]) -> None:

@@ -65,6 +65,20 @@ def test_a_nested_config_goes_through_a_dict(sae: Any) -> None:
     assert isinstance(again.logger, LoggingConfig)
 
 
+def test_a_default_of_the_logger_does_not_contradict_a_named_field() -> None:
+    logger = LoggingConfig(log_to_wandb=False)
+    cfg = LanguageModelSAERunnerConfig(verbose=False, logger=logger, eval_every_n_wandb_logs=5)
+    assert cfg.eval_every_n_wandb_logs == cfg.logger.eval_every_n_wandb_logs == 5
+    assert cfg.log_to_wandb is False
+    assert logger == LoggingConfig(log_to_wandb=False)  # it may serve other runs
+    with pytest.raises(ValueError, match="contradicts"):
+        LanguageModelSAERunnerConfig(
+            verbose=False,
+            logger=LoggingConfig(eval_every_n_wandb_logs=6),
+            eval_every_n_wandb_logs=5,
+        )
+
+
 def test_logging_fields_follow_the_object() -> None:
     cfg = LanguageModelSAERunnerConfig(verbose=False, logger=LoggingConfig(wandb_log_frequency=3))
     assert cfg.wandb_project == "sae_lens_training"
