@@ -112,9 +112,11 @@ def _take_logger(cfg: Any, named: frozenset[str]) -> None:
     """The run's logging settings are the logger's. A default there says nothing."""
     for setting in fields(LoggingConfig):
         name, value = setting.name, getattr(cfg.logger, setting.name)
+        if value is None:  # filled in by the run
+            continue
         if value == setting.default and name in named and getattr(cfg, name) is not None:
             cfg.logger = replace(cfg.logger, **{name: getattr(cfg, name)})
-        elif value is not None:  # a None there is filled in by the run
+        else:
             _take(cfg, name, value, named, "logger")
 
 

@@ -101,7 +101,8 @@ def test_logging_fields_follow_the_object() -> None:
     ],
 )
 def test_a_flat_field_with_another_value_is_refused(fields: dict[str, Any], message: str) -> None:
-    arguments = {**RUN, "sae": CONFIGS[3], "logger": LoggingConfig(log_to_wandb=False), **fields}
+    logger = LoggingConfig(log_to_wandb=False, wandb_project="one")
+    arguments = {**RUN, "sae": CONFIGS[3], "logger": logger, **fields}
     with pytest.raises(ValueError, match=message):
         LanguageModelSAERunnerConfig(**arguments)
 
