@@ -19,6 +19,9 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim import Optimizer
 
+from sae_lens.saes.dead_features import may_look_at
+from sae_lens.training.bias_corrections import bias_corrections
+
 # A MiB of float32: the few of these that an update needs stay in the processor's cache.
 _ELEMENTS_PER_PIECE = 1 << 18
 
@@ -27,7 +30,8 @@ class LowPrecisionAdam(Optimizer):
     """See the module's text. Parameters of other dtypes are updated as by plain Adam.
 
     The random numbers follow from `seed`, the step and the place in the parameter, so a run that
-    goes on from a checkpoint rounds as it would have done.
+    goes on from a checkpoint rounds as it would have done. Away from the CPU, where a step is
+    skipped without the host's knowing, they follow from the number of calls.
 
     Args:
         params: parameters, or groups of them.
@@ -66,53 +70,84 @@ class LowPrecisionAdam(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        found_inf: Tensor | None = getattr(self, "found_inf", None)
-        if found_inf is not None and bool(found_inf):
-            return loss
-        divisor: Tensor | None = getattr(self, "grad_scale", None)
         index = 0
         for group in self.param_groups:
             for parameter in group["params"]:
                 index += 1
                 if parameter.grad is not None:
-                    self._update(parameter, group, divisor, index)
+                    self._update(parameter, group, index)
         return loss
 
-    def _update(
-        self, parameter: Tensor, group: dict[str, Any], divisor: Tensor | None, index: int
-    ) -> None:
+    def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
+        divisor: Tensor | None = getattr(self, "grad_scale", None)
+        found_inf: Tensor | None = getattr(self, "found_inf", None)
+        skip = None if found_inf is None else found_inf != 0
+        if skip is not None and may_look_at(parameter):
+            if bool(skip):
+                return
+            skip = None
         state = self.state[parameter]
         if not state:
             # The count is a tensor, as in torch's optimisers, so that checkpoints hold it alike.
-            state["step"] = torch.zeros((), dtype=torch.float32)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        state["step"] += 1
-        step = int(state["step"])
-        generator = torch.Generator(parameter.device)
-        # an odd factor far from powers of two keeps the seeds of neighbouring steps apart
-        generator.manual_seed((group["seed"] * 1_000_003 + step) * 65_537 + index)
+            if not may_look_at(parameter):
+                state["calls"] = 0
+        step, n_calls = _counted(state, skip, may_look_at(parameter))
         beta1, beta2 = group["betas"]
-        step_size = group["lr"] / (1 - beta1**step)
-        root_of_correction = math.sqrt(1 - beta2**step)
+        of_mean, of_square = bias_corrections(step, group["betas"])
+        step_size = group["lr"] / of_mean
+        is_tensor = isinstance(of_square, Tensor)
+        root_of_correction = of_square.sqrt() if is_tensor else math.sqrt(of_square)
 
         flat = [
             _pieces(t, parameter)
             for t in (parameter, parameter.grad, state["exp_avg"], state["exp_avg_sq"])
         ]
+        # an odd factor far from powers of two keeps the seeds of neighbouring steps apart
+        seed = (group["seed"] * 1_000_003 + n_calls) * 65_537 + index
+        rounds = parameter.dtype == torch.bfloat16
+        generator = _generator(parameter, seed) if rounds else None
+        keeps = skip is not None  # then what there was must not be overwritten yet
         for weight, gradient, mean, square in zip(*flat, strict=True):
             g = gradient.float() if divisor is None else gradient.float() / divisor
-            m = mean.float().lerp_(g, 1 - beta1)
-            s = square.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
+            m = mean.to(torch.float32, copy=keeps).lerp_(g, 1 - beta1)
+            s = square.to(torch.float32, copy=keeps).mul_(beta2)
+            s.addcmul_(g, g, value=1 - beta2)
             root = s.sqrt().div_(root_of_correction).add_(group["eps"])
-            w = weight.float().addcdiv_(m, root, value=-step_size)
-            if weight.dtype == torch.bfloat16:
+            w = weight.to(torch.float32, copy=keeps)
+            if isinstance(step_size, Tensor):
+                w.addcdiv_(m, root.div_(step_size), value=-1.0)
+            else:
+                w.addcdiv_(m, root, value=-step_size)
+            moved = [(weight, w), (mean, m), (square, s)]
+            if skip is not None:
+                moved = [(old, torch.where(skip, old.float(), new)) for old, new in moved]
+            if generator is not None:
                 noise = _sixteen_random_bits(w.numel(), generator)
-                for target, value in ((weight, w), (mean, m), (square, s)):
+                for target, value in moved:  # of what is bfloat16 already, nothing is rounded
                     round_stochastically(value, noise, out=target)
             else:
-                for target, value in ((weight, w), (mean, m), (square, s)):
+                for target, value in moved:
                     target.copy_(value)
+
+
+def _counted(state: dict[str, Any], skip: Tensor | None, on_host: bool) -> tuple[int | Tensor, int]:
+    """Count an update: how many there have been, and how many were asked for, skipped or not."""
+    if on_host:
+        state["step"] += 1
+        n = int(state["step"])
+        return n, n
+    if "calls" not in state:  # as in checkpoints of a run on the CPU
+        state["calls"] = int(state["step"])
+    state["calls"] += 1
+    state["step"] += 1 if skip is None else ~skip
+    return state["step"], state["calls"]
+
+
+def _generator(parameter: Tensor, seed: int) -> torch.Generator:
+    return torch.Generator(parameter.device).manual_seed(seed)
 
 
 def round_stochastically(

@@ -101,6 +101,46 @@ def test_it_divides_and_skips_like_a_fused_optimizer() -> None:
     torch.testing.assert_close(mean, torch.full((3,), 0.1 * 3**-0.5), rtol=0.01, atol=0)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_device_that_is_not_asked_makes_the_same_updates(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Told that it were another device; steps are skipped there without the host's knowing."""
+    torch.manual_seed(0)
+    gradients = torch.randn(8, 50).to(dtype)
+    gradients[6] = torch.nan
+    start = torch.randn(50).to(dtype)
+    weights = [torch.nn.Parameter(start.clone()) for _ in range(2)]
+    for weight, looks in zip(weights, (True, False), strict=True):
+        module = "sae_lens.training.low_precision_adam"
+        monkeypatch.setattr(f"{module}.may_look_at", lambda _, f=looks: f)
+        optimizer = LowPrecisionAdam([weight], lr=1e-2)
+        for step, gradient in enumerate(gradients):
+            before = weight.detach().clone()
+            weight.grad = gradient.clone()
+            skip = torch.tensor(step in (0, 3, 6))
+            clip_and_step(optimizer, [weight], gradient_norm([weight]), skip)
+            assert bool(skip) == torch.equal(weight, before)
+    # in bfloat16 the random numbers are others after a step that was skipped
+    exact = (
+        {"atol": 0.02, "rtol": 0.02} if dtype == torch.bfloat16 else {"atol": 1e-6, "rtol": 1e-5}
+    )
+    torch.testing.assert_close(*weights, **exact)
+    state = optimizer.state[weights[1]]
+    assert int(state["step"]) == 5 and state["calls"] == 8
+
+
+def test_a_state_of_the_cpu_serves_another_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = torch.nn.Parameter(torch.ones(4, dtype=torch.bfloat16))
+    optimizer = LowPrecisionAdam([weight])
+    for looks, calls in ((True, None), (False, 2), (False, 3)):
+        module = "sae_lens.training.low_precision_adam"
+        monkeypatch.setattr(f"{module}.may_look_at", lambda _, f=looks: f)
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        assert optimizer.state[weight].get("calls") == calls
+
+
 def test_bad_settings_are_refused() -> None:
     with pytest.raises(ValueError, match="must not be negative"):
         LowPrecisionAdam([torch.nn.Parameter(torch.zeros(1))], lr=-1.0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from sae_lens.training.optim import clip_and_step, gradient_norm, is_fused
 from sae_lens.training.sparse_adam import SparseAdam
 
 
@@ -51,3 +52,35 @@ def test_a_parameter_without_any_gradient_is_skipped():
 def test_settings_out_of_range_are_refused():
     with pytest.raises(ValueError, match="betas must lie in"):
         SparseAdam([torch.nn.Parameter(torch.ones(1))], betas=(0.9, 1.0))
+
+
+def test_it_divides_and_skips_like_a_fused_optimizer():
+    weight = torch.nn.Parameter(torch.ones(2))
+    optimizer = SparseAdam([weight], lr=0.1, betas=(0.5, 0.5))
+    assert is_fused(optimizer)
+    weight.grad = torch.tensor([3.0, 4.0])
+    clip_and_step(optimizer, [weight], gradient_norm([weight]), skip=torch.tensor(True))
+    assert weight.tolist() == [1.0, 1.0]
+    clip_and_step(optimizer, [weight], gradient_norm([weight]), skip=torch.tensor(False))
+    torch.testing.assert_close(optimizer.state[weight]["exp_avg"], torch.tensor([0.3, 0.4]))
+
+
+def test_a_device_that_is_not_asked_makes_the_same_updates(monkeypatch: pytest.MonkeyPatch):
+    """Told that it were another device; some steps are skipped there, or have no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    gradients = [
+        torch.randn(3, 8, generator=generator) * (torch.rand(3, 8, generator=generator) < 0.5)
+        for _ in range(8)
+    ]
+    gradients[0] = gradients[4] = torch.zeros(3, 8)
+    gradients[6] = torch.full((3, 8), torch.nan)
+    weights = [torch.nn.Parameter(torch.ones(3, 8)) for _ in range(2)]
+    for weight, looks in zip(weights, (True, False), strict=True):
+        monkeypatch.setattr("sae_lens.training.sparse_adam.may_look_at", lambda _, f=looks: f)
+        optimizer = SparseAdam([weight], lr=0.1, betas=(0.8, 0.99))
+        for step, gradient in enumerate(gradients):
+            weight.grad = gradient.clone()
+            skip = torch.tensor(step in (2, 6))
+            clip_and_step(optimizer, [weight], gradient_norm([weight]), skip)
+    torch.testing.assert_close(*weights)
+    assert int(optimizer.state[weights[1]]["step"]) == 4
