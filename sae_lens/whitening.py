@@ -12,7 +12,7 @@ Strimmer 2018, "Optimal Whitening and Decorrelation", arXiv:1512.00809, section 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -138,12 +138,31 @@ def whiten_parts(
     parts: Sequence[Whitening], rows: Float[Tensor, "... d"]
 ) -> Float[Tensor, "... d"]:
     """Rows of several activations side by side, each whitened by its own map; dtype is kept."""
-    widths = [len(part.mean) for part in parts]
-    pieces = rows.split(widths, dim=-1)
-    whitened = [
-        part.to(rows.device).apply(piece) for part, piece in zip(parts, pieces, strict=True)
-    ]
+    whitened = [part.to(rows.device).apply(piece) for part, piece in _split(parts, rows)]
     return torch.cat(whitened, dim=-1).to(rows.dtype)
 
 
-__all__ = ["DEFAULT_SHRINKAGE", "CovarianceEstimate", "Whitening", "whiten_parts"]
+def undo_parts(parts: Sequence[Whitening], rows: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+    """Counterpart of `whiten_parts`, in float32."""
+    return torch.cat([part.undo(piece) for part, piece in _split(parts, rows)], dim=-1)
+
+
+def undo_directions(
+    parts: Sequence[Whitening], rows: Float[Tensor, "... d"]
+) -> Float[Tensor, "... d"]:
+    """Differences of whitened rows as differences of raw ones, in float32."""
+    return torch.cat([piece.float() @ part.inverse for part, piece in _split(parts, rows)], dim=-1)
+
+
+def _split(parts: Sequence[Whitening], rows: Tensor) -> Iterator[tuple[Whitening, Tensor]]:
+    return zip(parts, rows.split([len(part.mean) for part in parts], dim=-1), strict=True)
+
+
+__all__ = [
+    "DEFAULT_SHRINKAGE",
+    "CovarianceEstimate",
+    "Whitening",
+    "undo_directions",
+    "undo_parts",
+    "whiten_parts",
+]

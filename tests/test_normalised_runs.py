@@ -13,18 +13,21 @@ from typing import Any
 import pytest
 import torch
 from datasets import Dataset
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from sae_lens.activations.scaling import scaled, unscaled
 from sae_lens.config import LanguageModelSAERunnerConfig
+from sae_lens.errors import SAELoadError
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
-from sae_lens.saes import SAE, MatchingPursuitTrainingSAEConfig, TrainingSAE
+from sae_lens.saes import SAE, TrainingSAE
 from sae_lens.saes.normalization import NORMALIZATION_KINDS, normalize
 from sae_lens.saes.whitening import fold_whitening
 from sae_lens.training.sources import IteratorSource, SourceSettings, StoreSource
 from sae_lens.training.trainer import SAETrainer
-from sae_lens.whitening import CovarianceEstimate, Whitening
+from sae_lens.whitening import CovarianceEstimate, Whitening, undo_parts, whiten_parts
 from tests.helpers import (
     ARCHITECTURES,
     D_IN,
@@ -32,11 +35,14 @@ from tests.helpers import (
     assert_close,
     make_training_sae,
     randomize,
+    several_hooks_configs,
     tiny_model,
 )
 
 IN, OUT = "blocks.0.ln2.hook_normalized", "blocks.0.mlp.hook_post"
 MLP_OUT = "blocks.0.hook_mlp_out"
+READS = [f"blocks.{layer}.hook_resid_mid" for layer in range(2)]
+WRITES = [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
 D_OUT, BATCH, N_STEPS = 4 * D_IN, 32, 6
 SINGLE = (
     "standard", "gated", "jumprelu", "topk", "batchtopk", "matryoshka_batchtopk", "abstopk",
@@ -47,14 +53,10 @@ TRANSCODERS = tuple(
     for kind in ("", "jumprelu_", "topk_", "batchtopk_")
     for name in ("transcoder", "skip_transcoder")
 )
-LATER_FORM = [(name, "v6") for name in (*SINGLE, *TRANSCODERS)]
-FORMS = [(name, "v5") for name in ARCHITECTURES] + LATER_FORM
-CASES = [
-    (architecture, form, kind)
-    for architecture, form in FORMS
-    for kind in NORMALIZATION_KINDS
-    if (architecture, kind) != ("matching_pursuit", "whitening")
-]
+SEVERAL_HOOKS = tuple(several_hooks_configs())
+ALL_TRAINED = (*SINGLE, *TRANSCODERS, *SEVERAL_HOOKS)
+FORMS = [(name, "v5") for name in ARCHITECTURES] + [(name, "v6") for name in ALL_TRAINED]
+CASES = [(*of, kind) for of in FORMS for kind in NORMALIZATION_KINDS]
 
 
 @pytest.fixture(autouse=True)
@@ -77,10 +79,23 @@ def rows() -> Dataset:
 
 
 @pytest.fixture(scope="module")
-def raw(model: Any, rows: Dataset) -> Tensor:
-    """Input and output activations side by side, of tokens that vary in length of activation."""
-    _, cache = model.run_with_cache(torch.tensor(rows["tokens"]), names_filter=[IN, OUT])
-    return torch.cat([cache[IN], cache[OUT]], dim=-1).flatten(0, 1)
+def cached(model: Any, rows: Dataset) -> Any:
+    """All activations, of tokens that vary in length of activation."""
+    return model.run_with_cache(torch.tensor(rows["tokens"]))[1]
+
+
+def hooks_of(architecture: str) -> tuple[list[str], list[str]]:
+    """What an SAE reads, and what else is in a row of its training data."""
+    if architecture in SEVERAL_HOOKS:
+        return READS, WRITES if "transcoder" in architecture else []
+    return [IN], [OUT] if "transcoder" in architecture else []
+
+
+def raw_rows(cached: Any, architecture: str) -> tuple[Tensor, int]:
+    """Raw training rows, and the width of the part that is read."""
+    reads, writes = hooks_of(architecture)
+    parts = [cached[name].flatten(0, 1) for name in (*reads, *writes)]
+    return torch.cat(parts, dim=-1), len(reads) * D_IN
 
 
 def config(
@@ -110,7 +125,11 @@ def config(
         options["k"] = 4
     if "matryoshka" in architecture:
         options["matryoshka_widths"] = [8, 32]
-    if "transcoder" in architecture:
+    if architecture in SEVERAL_HOOKS:
+        reads, writes = hooks_of(architecture)
+        options |= {"hook_names": reads} | ({"hook_names_out": writes} if writes else {})
+        fields["hook_name"] = reads[0]
+    elif "transcoder" in architecture:
         options |= {"d_out": D_OUT, "hook_name": IN, "hook_name_out": OUT} | (sae or {})
     if architecture == "matching_pursuit":
         options["max_iterations"] = 4
@@ -153,36 +172,38 @@ def test_a_decoder_from_the_mlp_is_whitened_with_what_it_reconstructs(
     assert_close(runner.sae.W_dec, model.blocks[0].mlp.W_out[:32], atol=1e-4)
 
 
-def output_in_training_space(trainer: Any, raw: Tensor) -> Tensor:
-    """What the SAE in training, as it is used in inference, makes of raw activations."""
+def output_in_training_space(trainer: Any, raw: Tensor, n_in: int) -> Tensor:
+    """What the SAE in training, as it is used in inference, makes of raw rows."""
     sae, source = copy.deepcopy(trainer.sae), trainer.source
     if trainer.normalizes_decoder:
         sae.set_decoder_norm_to_unit_norm()
     inference = SAE.from_components(*sae.inference_components()).eval()
-    is_transcoder = "transcoder" in str(sae.cfg.architecture)
-    x = raw if is_transcoder else raw[:, :D_IN]
-    factor = source.norm_scaling_factor or 1.0
-    x = source.finished(x * factor)[:, :D_IN]
+    factor = 1.0 if source.norm_scaling_factor is None else source.norm_scaling_factor
+    x = source.finished(scaled(raw, factor))[:, :n_in]
     with torch.no_grad():
-        out = inference(x) / factor
-    return out if source.whitening is None else source.whitening[-1].undo(out)
+        out = unscaled(inference(x), factor)
+    if source.whitening is None:
+        return out
+    return undo_parts(source.whitening[source.settings.n_read :] or source.whitening, out)
 
 
 @pytest.mark.parametrize(("architecture", "form", "kind"), CASES)
 def test_what_is_saved_works_on_raw_activations(
-    architecture: str, form: str, kind: str, model: Any, rows: Dataset, raw: Tensor,
+    architecture: str, form: str, kind: str, model: Any, rows: Dataset, cached: Any,
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
+    raw, n_in = raw_rows(cached, architecture)
     expected: dict[str, Tensor] = {}
     finish, save = SAETrainer._finish_weights, SAETrainingRunner.save_checkpoint
 
     def before_finishing(trainer: Any) -> None:
-        expected[f"final_{trainer.n_training_tokens}"] = output_in_training_space(trainer, raw)
+        name = f"final_{trainer.n_training_tokens}"
+        expected[name] = output_in_training_space(trainer, raw, n_in)
         finish(trainer)
 
     def before_saving(trainer: Any, checkpoint_name: str, wandb_aliases: Any = None) -> None:
         if checkpoint_name not in expected:
-            expected[checkpoint_name] = output_in_training_space(trainer, raw)
+            expected[checkpoint_name] = output_in_training_space(trainer, raw, n_in)
         save(trainer, checkpoint_name, wandb_aliases)
 
     monkeypatch.setattr(SAETrainer, "_finish_weights", before_finishing)
@@ -197,16 +218,14 @@ def test_what_is_saved_works_on_raw_activations(
     for name, want in expected.items():
         loaded = SAE.load_from_disk(folders[name]).eval()
         assert loaded.cfg.normalize_activations == (kind if at_run_time else "none")
-        assert_close(loaded(raw[:, :D_IN]), want, atol=2e-4, rtol=1e-3)
+        assert_close(loaded(raw[:, :n_in]), want, atol=2e-4, rtol=1e-3)
     # the returned one is the saved one; those that select over a batch only as they are used
     mine = SAE.from_components(*runner.sae.inference_components()).eval()
-    assert_close(mine(raw[:, :D_IN]), expected["out"], atol=2e-4, rtol=1e-3)
+    assert_close(mine(raw[:, :n_in]), expected["out"], atol=2e-4, rtol=1e-3)
 
 
 @pytest.mark.parametrize(("architecture", "form"), FORMS)
 def test_folding_whitening_is_exact_and_can_be_undone(architecture: str, form: str) -> None:
-    if architecture == "matching_pursuit":
-        return
     cfg = config(Path("unused"), architecture, form, "whitening", wandb_id=None)
     cfg.b_dec_init_method = "zeros"
     torch.manual_seed(0)
@@ -214,15 +233,16 @@ def test_folding_whitening_is_exact_and_can_be_undone(architecture: str, form: s
     randomize(sae)
     widths = getattr(sae, "activation_widths", (D_IN,))
     maps = [whitening_of(width, seed) for seed, width in enumerate(widths)]
-    x = activations(12, widths[0]) * 3 + 1
+    reads = maps[: getattr(sae, "n_hooks", 1)]
+    x = activations(12, sum(widths[: len(reads)])) * 3 + 1
     with torch.no_grad():
-        before = sae(maps[0].apply(x))
-        want = maps[-1].undo(before)
+        before = sae(whiten_parts(reads, x))
+        want = undo_parts(maps[len(reads) :] or maps, before)
         fold_whitening(sae, *maps)
         assert sae.cfg.normalize_activations == "none"
         assert_close(sae(x), want, atol=1e-3, rtol=1e-3)
         fold_whitening(sae, *(part.inverted() for part in maps))
-        assert_close(sae(maps[0].apply(x)), before, atol=1e-3, rtol=1e-3)
+        assert_close(sae(whiten_parts(reads, x)), before, atol=1e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "topk"])
@@ -244,23 +264,25 @@ def whitening_of(width: int, seed: int) -> Whitening:
     return estimate.whitening(0.01)
 
 
-@pytest.mark.parametrize("build", [
-    lambda: MatchingPursuitTrainingSAEConfig(d_in=8, d_sae=16, normalize_activations="whitening"),
-    lambda: LanguageModelSAERunnerConfig(
-        architecture="matching_pursuit", normalize_activations="whitening", verbose=False
-    ),
-])  # fmt: skip
-def test_whitening_of_an_encoder_that_is_the_decoder_is_refused_early(build: Any) -> None:
-    with pytest.raises(ValueError, match="its encoder is the decoder's transpose"):
-        build()
+def test_without_biases_a_mean_has_no_place() -> None:
+    config_class = get_sae_training_class("matching_pursuit").config_class
+    sae = TrainingSAE(config_class(d_in=D_IN, d_sae=8, apply_b_dec_to_input=False))
+    with pytest.raises(ValueError, match="set apply_b_dec_to_input=True"):
+        fold_whitening(sae, whitening_of(D_IN, 0))
+    with pytest.raises(ValueError, match="reads 2 activations; 1 maps"):
+        fold_whitening(
+            TrainingSAE(several_hooks_configs(2, D_IN)["crosscoder"]), whitening_of(D_IN, 0)
+        )
 
 
 @pytest.mark.parametrize("kind", ["expected_average_only_in", "whitening"])
 @pytest.mark.parametrize(
-    ("architecture", "form"), [("standard", "v5"), ("topk", "v6"), ("skip_transcoder", "v6")]
-)
+    ("architecture", "form"),
+    [("standard", "v5"), ("topk", "v6"), ("skip_transcoder", "v6"), ("matching_pursuit", "v6"),
+     ("crosscoder", "v6"), ("topk_cross_layer_transcoder", "v6")],
+)  # fmt: skip
 def test_a_run_goes_on_from_saved_weights_where_they_stood(
-    architecture: str, form: str, kind: str, model: Any, rows: Dataset, raw: Tensor, tmp_path: Path
+    architecture: str, form: str, kind: str, model: Any, rows: Dataset, cached: Any, tmp_path: Path
 ) -> None:
     """What is read from a file works on raw activations; the run trains on others."""
     train(config(tmp_path, architecture, form, kind), model, rows)
@@ -273,10 +295,13 @@ def test_a_run_goes_on_from_saved_weights_where_they_stood(
     )  # fmt: skip
     again = train(cfg, model, rows).sae.eval()
     before = SAE.load_from_disk(saved).eval()
-    assert_close(again(raw[:, :D_IN]), before(raw[:, :D_IN]), atol=1e-3, rtol=1e-3)
+    raw, n_in = raw_rows(cached, architecture)
+    assert_close(again(raw[:, :n_in]), before(raw[:, :n_in]), atol=1e-3, rtol=1e-3)
 
 
-@pytest.mark.parametrize("architecture", ["standard", "skip_transcoder"])
+@pytest.mark.parametrize(
+    "architecture", ["standard", "skip_transcoder", "crosscoder", "jumprelu_cross_layer_transcoder"]
+)
 @pytest.mark.parametrize("kind", NORMALIZATION_KINDS)
 def test_evaluations_while_training_are_of_the_sae_as_it_is_saved(
     architecture: str, kind: str, model: Any, rows: Dataset, tmp_path: Path
@@ -315,6 +340,44 @@ def test_a_store_that_cannot_look_ahead_is_refused() -> None:
                          SourceSettings("whitening"))  # fmt: skip
     with pytest.raises(ValueError, match="SimpleNamespace has no look_ahead"):
         source.prepare()
+
+
+def test_each_hook_is_whitened_by_its_own_covariance(
+    model: Any, rows: Dataset, cached: Any, tmp_path: Path
+) -> None:
+    cfg = config(
+        tmp_path, "cross_layer_transcoder", "v6", "whitening", n_batches_for_norm_estimate=100
+    )
+    runner = SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+    runner.source.prepare()
+    assert runner.source.whitening is not None
+    for name, found in zip((*READS, *WRITES), runner.source.whitening, strict=True):
+        estimate = CovarianceEstimate()
+        estimate.add(cached[name].flatten(0, 1))
+        assert_close(found.matrix, estimate.whitening().matrix, atol=1e-2, rtol=1e-3)
+        assert_close(found.mean, estimate.whitening().mean)
+
+
+def test_a_pursuit_of_whitened_activations_is_one_in_another_metric(tmp_path: Path) -> None:
+    config_class = get_sae_training_class("matching_pursuit").config_class
+    sae = TrainingSAE(config_class(d_in=D_IN, d_sae=32, max_iterations=4, residual_threshold=0.5))
+    before, white = copy.deepcopy(sae), whitening_of(D_IN, 0)
+    fold_whitening(sae, white)
+    sae.save_inference_model(tmp_path)
+    loaded: Any = SAE.load_from_disk(tmp_path)
+    x = activations(20) + 2
+    with torch.no_grad():
+        assert_close(loaded.encode(x), before.encode(white.apply(x)))
+        assert (loaded.encode(x) > 0).sum(dim=-1).unique().numel() > 1
+        # by hand: the most similar feature by inner products under the inverse covariance
+        inverse_covariance = white.matrix @ white.matrix
+        similar = (x - loaded.b_dec) @ inverse_covariance @ loaded.W_dec.T
+        first = loaded.encode(x).gather(1, similar.argmax(dim=1, keepdim=True))
+    assert (first > 0).all()
+    file = tmp_path / "sae_weights.safetensors"
+    save_file({**load_file(file), "metric": torch.eye(3)}, file)
+    with pytest.raises(SAELoadError, match=r"metric has shape \[3, 3\] instead of \[16, 16\]"):
+        SAE.load_from_disk(tmp_path)
 
 
 def test_whitened_rows_have_unit_covariance() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from pathlib import Path
@@ -31,7 +30,6 @@ from sae_lens.held_out_evaluation import HeldOutEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import SAE, TrainingSAE
-from sae_lens.training.trainer import SAETrainer
 from tests.helpers import D_IN, WordTokenizer, assert_close, several_hooks_configs, tiny_model
 from tests.runs import token_rows
 
@@ -202,50 +200,6 @@ def test_a_run_on_a_language_model(
     target = stacked(model, tokens, names)
     error = loaded(stacked(model, tokens, loaded.cfg.hook_names)) - target
     assert error.pow(2).sum() < (target - target.mean(dim=(0, 1))).pow(2).sum()
-
-
-def output_in_training_space(trainer: Any, x: torch.Tensor) -> torch.Tensor:
-    """What the SAE in training, as it is used in inference, makes of raw activations."""
-    sae = SAE.from_components(*copy.deepcopy(trainer.sae).inference_components()).eval()
-    factors = trainer.source.norm_scaling_factor
-    hooks = x.shape[-2]
-    reads, writes = factors.view(-1, D_IN)[:hooks], factors.view(-1, D_IN)[-hooks:]
-    with torch.no_grad():
-        return sae(reads * x) / writes
-
-
-@pytest.mark.parametrize("architecture", several_hooks_configs())
-def test_every_checkpoint_works_on_raw_activations(
-    architecture: str, model: Any, rows: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scaled = "expected_average_only_in"
-    names = READS if "transcoder" in architecture else RESIDUAL
-    x = stacked(model, rows[:10]["tokens"], names)
-    expected: dict[str, torch.Tensor] = {}
-    save = SAETrainingRunner.save_checkpoint
-    finish = SAETrainer._finish_weights
-
-    def before_finishing(trainer: Any) -> None:
-        expected[f"final_{trainer.n_training_tokens}"] = output_in_training_space(trainer, x)
-        finish(trainer)
-
-    def before_saving(trainer: Any, checkpoint_name: str, wandb_aliases: Any = None) -> None:
-        if checkpoint_name not in expected:
-            expected[checkpoint_name] = output_in_training_space(trainer, x)
-        save(trainer, checkpoint_name, wandb_aliases)
-
-    monkeypatch.setattr(SAETrainer, "_finish_weights", before_finishing)
-    monkeypatch.setattr(SAETrainingRunner, "save_checkpoint", staticmethod(before_saving))
-    cfg = run_config(
-        tmp_path, sae_config(architecture, normalize_activations=scaled), wandb_id="run",
-        training_tokens=32 * 6, n_checkpoints=2, eval_every_n_wandb_logs=1000,
-    )  # fmt: skip
-    SAETrainingRunner(cfg, override_dataset=rows, override_model=model).run()
-    assert len(expected) == 2
-    for name, want in expected.items():
-        loaded = SAE.load_from_disk(tmp_path / "checkpoints" / "run" / name).eval()
-        assert loaded.cfg.normalize_activations == "none"
-        assert_close(loaded(x), want, atol=1e-4, rtol=1e-3)
 
 
 @pytest.mark.filterwarnings("ignore:Dataset is not tokenized")

@@ -65,10 +65,9 @@ class JointActivationsStore(ActivationsStore):
         )
 
     @property
-    def widths(self) -> tuple[int, int]:
-        """Of what is read, and of what else a row holds."""
-        read = self.width * self.n_read
-        return read, self.d_in - read
+    def widths(self) -> tuple[int, ...]:
+        """Of every activation in a row."""
+        return (self.width,) * len(self.sites)
 
     @classmethod
     def from_config(

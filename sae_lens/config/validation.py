@@ -17,7 +17,6 @@ from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.normalization import NORMALIZATION_KINDS
-from sae_lens.saes.whitening import refuse_whitening
 from sae_lens.training.checkpoint_policy import BEST_MODES
 from sae_lens.training.nonfinite import ON_NAN
 from sae_lens.training.resume_files import is_plain_name
@@ -197,7 +196,6 @@ def _refuse_contradictions(cfg: Any) -> None:
             f"normalize_activations is {cfg.normalize_activations!r}; allowed are "
             f"{', '.join(NORMALIZATION_KINDS)}."
         )
-    refuse_whitening(str(cfg.architecture), cfg.normalize_activations)
     if cfg.finetuning_method not in FINETUNING_METHODS:
         raise ValueError(
             f"finetuning_method is {cfg.finetuning_method!r}; allowed are None, "

@@ -16,7 +16,6 @@ from sae_lens.hook_names import is_hook_z, layer_of
 from sae_lens.loading.migrations import flatten_config, is_nested_config
 from sae_lens.registry import SAE_CLASSES, get_sae_training_class
 from sae_lens.saes.metadata import METADATA_FIELDS, SAEMetadata
-from sae_lens.saes.whitening import refuse_whitening
 
 # Flat files hold exactly these architectures; the others exist only in the nested format.
 FLAT_ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
@@ -372,7 +371,6 @@ class ArchitectureSAEConfig(SAEConfig):
     reshape_activations: InitVar[str | None] = None
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
-        refuse_whitening(str(self.architecture), self.normalize_activations)
         if metadata is not None:
             self._take_metadata(metadata)
         if self.hook_layer is None and self.hook_name:

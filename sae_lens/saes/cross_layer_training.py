@@ -84,12 +84,6 @@ class CrossLayerTraining(CrossLayerMaps, SeveralHooksTraining):
         for W in self.encoders():
             W.data.mul_(self.cfg.decoder_init_norm / W.data.norm(dim=0).clamp(min=1e-30))
 
-    @property
-    def activation_widths(self) -> tuple[int, int]:
-        """Widths of the two parts of a row: of all inputs, and of all outputs."""
-        width = self.n_hooks * self.d_in_of_hook
-        return width, width
-
     def training_forward_pass(
         self,
         sae_in: Tensor | TrainStepInput | None = None,

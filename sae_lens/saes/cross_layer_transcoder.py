@@ -29,10 +29,12 @@ from sae_lens.registry import register_sae_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.config import ArchitectureSAEConfig
 from sae_lens.saes.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
+from sae_lens.saes.normalization import normalize
 from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_names, check_settings
 from sae_lens.saes.standard import StandardSAE
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, check_k
 from sae_lens.saes.weights import divisors
+from sae_lens.whitening import Whitening, undo_directions, undo_parts
 
 CLT_KEYS = ("hook_names", "hook_names_out")
 
@@ -122,6 +124,10 @@ class CrossLayerMaps(SeveralHooks):
                 "term to add."
             )
         super().__init__(cfg, use_error_term)
+
+    def run_time_activation_norm_fn_out(self, x: Tensor) -> Tensor:
+        """Nothing: what was done to the inputs has no counterpart on the outputs."""
+        return x
 
     @property
     def d_sae_of_hook(self) -> int:
@@ -236,12 +242,30 @@ class CrossLayerMaps(SeveralHooks):
             self.W_dec.data[start : start + rows] = scaled.view(rows, -1)
             start += rows
 
+    @torch.no_grad()
+    def map_encoder_(self, maps: Sequence[Whitening]) -> Float[Tensor, " d_sae"]:
+        """Let each layer's encoder apply the map of what it reads, in place."""
+        means = []
+        for part, W in zip(maps, self.encoders(), strict=True):
+            mapped = part.matrix @ W.data.float()
+            W.data.copy_(mapped)
+            means.append(part.mean @ mapped)
+        return torch.cat(means)
+
+    @torch.no_grad()
+    def map_decoder_(self, maps: Sequence[Whitening]) -> None:
+        """Let all decoders undo the map of the layer that they write to, in place."""
+        blocks = [undo_directions(maps[layer:], W.data) for layer, W in enumerate(self.decoders())]
+        self.W_dec.copy_(torch.cat([block.view(-1, self.d_in_of_hook) for block in blocks]))
+        self.b_dec.copy_(undo_parts(maps, self.b_dec.data))
+
     # -- layer by layer, as a forward pass of the model goes --------------------------------------
 
     def encode_hook(self, layer: int, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d"]:
         """The features of one layer, from what its MLP reads."""
         here = self.features_of_hook(layer)
-        hidden_pre = x.to(self.dtype) @ self.encoders()[layer] + self.b_enc[here]
+        x, _ = normalize(self.cfg.normalize_activations, x.to(self.dtype))
+        hidden_pre = x @ self.encoders()[layer] + self.b_enc[here]
         return self.activate_hook(here, hidden_pre)
 
     def activate_hook(self, here: slice, hidden_pre: Tensor) -> Tensor:

@@ -45,11 +45,6 @@ _TOPK_KEYS = ("k", "rescale_acts_by_decoder_norm", *CROSSCODER_KEYS)
 class CrosscoderTraining(CrosscoderMaps, SeveralHooksTraining):
     """The part of every crosscoder's training that differs from an SAE's."""
 
-    @property
-    def activation_widths(self) -> tuple[int]:
-        """Width of a row: that of all hooks."""
-        return (self.n_hooks * self.d_in_of_hook,)
-
     def training_forward_pass(
         self,
         sae_in: Tensor | TrainStepInput | None = None,

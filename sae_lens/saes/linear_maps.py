@@ -6,11 +6,14 @@ formulas in the other files stay as they are.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_lens.saes.weights import fold_decoder_norms_, row_norms
+from sae_lens.whitening import Whitening, undo_directions, undo_parts
 
 
 class LinearMaps(nn.Module):
@@ -19,6 +22,7 @@ class LinearMaps(nn.Module):
     W_enc: nn.Parameter
     W_dec: nn.Parameter
     b_enc: nn.Parameter
+    b_dec: nn.Parameter
 
     def linear_encode(self, x: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_sae"]:
         """Pre-activations of a processed input."""
@@ -50,3 +54,22 @@ class LinearMaps(nn.Module):
     ) -> None:
         """Divide the decoder by `norms` and multiply encoder and `per_feature`, in place."""
         fold_decoder_norms_(norms, self.W_enc.data, self.W_dec.data, *per_feature)
+
+    @torch.no_grad()
+    def map_encoder_(self, maps: Sequence[Whitening]) -> Float[Tensor, " d_sae"]:
+        """Let the encoder apply a map to each activation in a row, but for the mean, in place.
+
+        Returns:
+            what the means add to pre-activations.
+        """
+        blocks = self.W_enc.data.split([len(part.mean) for part in maps])
+        mapped = [part.matrix @ block.float() for part, block in zip(maps, blocks, strict=True)]
+        self.W_enc.copy_(torch.cat(mapped))
+        means = [part.mean @ block for part, block in zip(maps, mapped, strict=True)]
+        return torch.stack(means).sum(dim=0)
+
+    @torch.no_grad()
+    def map_decoder_(self, maps: Sequence[Whitening]) -> None:
+        """Let decoder and bias undo the map of each activation in a row, in place."""
+        self.W_dec.copy_(undo_directions(maps, self.W_dec.data))
+        self.b_dec.copy_(undo_parts(maps, self.b_dec.data))

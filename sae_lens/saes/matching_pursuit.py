@@ -7,12 +7,17 @@ Pursuit" (arXiv:2506.03093). The encoder is the decoder's transpose. A token is 
 of its residual is below `residual_threshold`, when nothing more correlates with it, after
 `max_iterations` (d_in by default), or after a feature was chosen for the second time. The only loss
 is the mean squared error; gradients pass through the values, not through the choices.
+
+One trained on whitened activations `(x - m) M` pursues raw ones in the metric M: inner products and
+norms are those of `r M` and `W_dec M`, with W_dec as it writes raw activations. Its files hold M as
+`metric`; without that tensor the metric is the usual one.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -23,6 +28,7 @@ from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.saes.training_step import TrainingEncoding, TrainStepInput
+from sae_lens.whitening import Whitening
 
 
 @dataclass(kw_only=True)
@@ -92,18 +98,37 @@ class MatchingPursuitSAE(SAE):
         """`W_dec` and `b_dec`; there is no encoder of its own."""
         self.W_dec = self._matrix(self.cfg.d_sae, self.cfg.d_in)
         self.b_dec = self._vector(self.cfg.d_in)
+        self.metric: Tensor | None
+        self.register_buffer("metric", None)
 
     def encode(self, x: Tensor) -> Tensor:
         """Features of `x`, [..., d_in] to [..., d_sae]. They have no pre-activations to hook."""
-        sae_in = self.process_sae_in(x)
+        sae_in = self.in_metric(self.process_sae_in(x))
         features = matching_pursuit(
             sae_in.reshape(-1, sae_in.shape[-1]),
-            self.W_dec,
+            self.in_metric(self.W_dec),
             self.cfg.residual_threshold,
             self.cfg.max_iterations or self.cfg.d_in,
             self.cfg.stop_on_duplicate_support,
         )
         return self.hook_sae_acts_post(features.reshape(*sae_in.shape[:-1], -1))
+
+    def in_metric(self, rows: Float[Tensor, "... d_in"]) -> Float[Tensor, "... d_in"]:
+        """Rows whose usual inner products are those of `rows` in the SAE's metric."""
+        return rows if self.metric is None else rows @ self.metric
+
+    @torch.no_grad()
+    def map_encoder_(self, maps: Sequence[Whitening]) -> Float[Tensor, " d_sae"]:
+        """Pursue in the metric of a map; `b_dec` holds the mean."""
+        metric = maps[0].matrix if self.metric is None else maps[0].matrix @ self.metric.float()
+        self.metric = metric.to(device=self.device, dtype=self.dtype)
+        return self.b_dec.new_zeros(self.cfg.d_sae)
+
+    def process_state_dict_for_loading(self, state_dict: dict[str, Any]) -> None:
+        """Make room for a metric, if there is one."""
+        super().process_state_dict_for_loading(state_dict)
+        if "metric" in state_dict:
+            self.metric = self.W_dec.new_empty(self.cfg.d_in, self.cfg.d_in)
 
     def fold_W_dec_norm(self) -> None:
         """Not possible: the norms decide which feature is chosen next.

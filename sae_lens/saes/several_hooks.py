@@ -15,10 +15,8 @@ import torch
 from torch import Tensor
 
 from sae_lens.saes.base import SAE
+from sae_lens.saes.normalization import NORMALIZATION_KINDS, denormalize, needs_stats, normalize
 from sae_lens.saes.training import TrainingSAE
-from sae_lens.saes.weights import constant_parameter
-
-SCALED_PER_HOOK = "expected_average_only_in"
 
 
 class HookSite(NamedTuple):
@@ -47,10 +45,10 @@ def check_settings(config: Any, kind: str) -> None:
         raise ValueError(
             f"apply_b_dec_to_input must be False for a {kind}: its encoders have a bias each."
         )
-    if config.normalize_activations not in ("none", SCALED_PER_HOOK):
+    if config.normalize_activations not in NORMALIZATION_KINDS:
         raise ValueError(
             f"normalize_activations is {config.normalize_activations!r}; a {kind} is trained with "
-            f"'none' or {SCALED_PER_HOOK!r}, which gives each hook a factor of its own."
+            f"one of {', '.join(NORMALIZATION_KINDS)}, which are taken hook by hook."
         )
     if config.hook_head_index is not None:
         raise ValueError(
@@ -111,8 +109,22 @@ class SeveralHooks(SAE):
         """Rows, or what is theirs with an axis for the hooks."""
         return x if self.gives_rows else x.unflatten(-1, (self.n_hooks, -1))
 
-    def _empty(self, *shape: int) -> torch.nn.Parameter:
-        return constant_parameter(*shape, value=0.0, dtype=self.dtype, device=self.device)
+    def run_time_activation_norm_fn_in(self, x: Tensor) -> Tensor:
+        """Normalise each token's activation of each hook by itself."""
+        kind = self.cfg.normalize_activations
+        if not needs_stats(kind):
+            self.norm_stats = None
+            return x
+        by_hook, self.norm_stats = normalize(kind, x.unflatten(-1, (self.n_hooks, -1)))
+        return by_hook.flatten(-2)
+
+    def run_time_activation_norm_fn_out(self, x: Tensor) -> Tensor:
+        """Undo it, hook by hook."""
+        kind = self.cfg.normalize_activations
+        if not needs_stats(kind):
+            return x
+        by_hook = denormalize(kind, x.unflatten(-1, (self.n_hooks, -1)), self.norm_stats)
+        return by_hook.flatten(-2)
 
     @torch.no_grad()
     def fold_activation_norm_scaling_factor(
@@ -142,6 +154,20 @@ class SeveralHooks(SAE):
 
 class SeveralHooksTraining(SeveralHooks, TrainingSAE):
     """The part of every training class over several hooks."""
+
+    @property
+    def activation_widths(self) -> tuple[int, ...]:
+        """Width of every activation in a training row."""
+        n_written = len(getattr(self._layout, "target_sites", ()))
+        return (self.d_in_of_hook,) * (self.n_hooks + n_written)
+
+    def as_decoded(self, batch: Tensor) -> Tensor:
+        """Rows of what is to be reconstructed, in the space of the decoders and their biases."""
+        target = self.split_batch(batch)[1]
+        if target is not batch:
+            return target  # what normalises tokens is for what is read alone
+        kind = self.cfg.normalize_activations
+        return normalize(kind, target.unflatten(-1, (self.n_hooks, -1)))[0].flatten(-2)
 
     def inference_components(self) -> tuple[dict[str, Any], dict[str, Tensor]]:
         """Config and tensors of the inference form; decoder norms that select are folded."""

@@ -9,7 +9,8 @@ unless input and output are different activations):
 
 All of it is linear, so features stay the same to rounding, whatever is done to pre-activations
 (ReLU, thresholds, gates, selections). Selections by pre-activation times decoder norm mean the norm
-in the whitened space; they are folded into the encoder first.
+in the whitened space; they are folded into the encoder first. With several hooks, each has a map
+for its own blocks of the matrices.
 """
 
 from __future__ import annotations
@@ -23,32 +24,7 @@ from sae_lens.whitening import Whitening
 
 WHITENING = "whitening"
 
-_MATCHING_PURSUIT = (
-    "its encoder is the decoder's transpose, so the map cannot be folded into the two of them"
-)
-_SEVERAL_ACTIVATIONS = (
-    "it reads or writes several activations, and whitening is defined for one at each end"
-)
-_LAYOUT = {"W_enc", "W_dec", "b_dec"}
-
-
-def why_not_whitened(architecture: str) -> str | None:
-    """Why an architecture cannot be trained on whitened activations; None when it can."""
-    if architecture == "matching_pursuit":
-        return _MATCHING_PURSUIT
-    if "crosscoder" in architecture or "cross_layer" in architecture:
-        return _SEVERAL_ACTIVATIONS
-    return None
-
-
-def refuse_whitening(architecture: str, normalize_activations: str | None) -> None:
-    """`ValueError` when these two do not go together."""
-    reason = why_not_whitened(architecture) if normalize_activations == WHITENING else None
-    if reason is not None:
-        raise ValueError(
-            f"normalize_activations='whitening' does not go with a {architecture} SAE: {reason}. "
-            "Use 'expected_average_only_in' or another normalisation."
-        )
+_BIASES = ("b_enc", "b_gate", "b_mag")
 
 
 def refuse_unfolded(sae: Any) -> None:
@@ -62,49 +38,57 @@ def refuse_unfolded(sae: Any) -> None:
 
 
 @torch.no_grad()
-def fold_whitening(sae: Any, reads: Whitening, writes: Whitening | None = None) -> None:
+def fold_whitening(sae: Any, *maps: Whitening) -> None:
     """Make an SAE trained on whitened activations work on raw ones, in place.
 
-    Afterwards `sae(x) == writes.undo(old_sae(reads.apply(x)))`, and the config says "none". With
-    `reads.inverted()` and `writes.inverted()` it is undone, but for decoder norms that selections
-    went by: these stay in the encoder.
+    Afterwards `sae(x)` is the old one's output for whitened x, brought back by the maps of what is
+    written, and the config says "none". With the inverted maps it is undone, but for decoder norms
+    that selections went by: these stay in the encoder.
 
     Args:
-        sae: any SAE with an encoder and a decoder of its own.
-        reads: the map of its input.
-        writes: that of its output; the same when None.
+        sae: any SAE with a decoder of its own.
+        maps: one for each activation in a training row: those that are read, then those that are
+            written, where these are others.
 
     Raises:
-        ValueError: for an architecture of another kind.
+        ValueError: for an architecture of another kind, or another number of maps.
     """
-    refuse_whitening(str(sae.cfg.architecture), WHITENING)
     weights: dict[str, nn.Parameter] = sae._parameters
-    if not weights.keys() >= _LAYOUT:
+    if not weights.keys() >= {"W_dec", "b_dec"}:
         raise ValueError(
-            f"A {sae.cfg.architecture!r} SAE has not the weights {sorted(_LAYOUT)}, into which "
+            f"A {sae.cfg.architecture!r} SAE has not the weights W_dec and b_dec, into which "
             "whitening is folded."
         )
+    n_read = getattr(sae, "n_hooks", 1)
+    reads = [part.to(sae.device) for part in maps[:n_read]]
+    writes = [part.to(sae.device) for part in maps[n_read:]] or reads
+    if len(reads) != n_read:
+        raise ValueError(f"The SAE reads {n_read} activations; {len(maps)} maps were given.")
     if getattr(sae, "rescales_acts", False):
         sae.fold_W_dec_norm()
         sae.cfg.rescale_acts_by_decoder_norm = False
-    reads = reads.to(sae.device)
-    writes = reads if writes is None else writes.to(sae.device)
-    W_enc = reads.matrix @ weights["W_enc"].float()
+    mean_pre = sae.map_encoder_(reads)
     if not sae.cfg.apply_b_dec_to_input:
-        _shift_pre_activations(weights, reads.mean @ W_enc)
-    b_dec = weights["b_dec"].float() @ writes.inverse + writes.mean
+        _shift_pre_activations(weights, mean_pre)
+    sae.map_decoder_(writes)
     if "W_skip" in weights:
-        skip = reads.matrix @ weights["W_skip"].float().T @ writes.inverse
-        b_dec = b_dec - reads.mean @ skip
+        skip = reads[0].matrix @ weights["W_skip"].float().T @ writes[0].inverse
+        weights["b_dec"].sub_(reads[0].mean @ skip)
         weights["W_skip"].copy_(skip.T)
-    weights["W_enc"].copy_(W_enc)
-    weights["W_dec"].copy_(weights["W_dec"].float() @ writes.inverse)
-    weights["b_dec"].copy_(b_dec)
     sae.cfg.normalize_activations = "none"
 
 
 def _shift_pre_activations(weights: dict[str, nn.Parameter], mean_pre: Tensor) -> None:
-    """Take the mean's part out of the biases, gates' and magnitudes' among them."""
+    """Take the mean's part out of the biases, gates' and magnitudes' among them.
+
+    Raises:
+        ValueError: when there are none.
+    """
+    if not weights.keys() & set(_BIASES):
+        raise ValueError(
+            "This SAE has no biases of pre-activations to hold the mean of raw activations; set "
+            "apply_b_dec_to_input=True."
+        )
     for name in ("b_enc", "b_gate"):
         if name in weights:
             weights[name].sub_(mean_pre)

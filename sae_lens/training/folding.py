@@ -103,7 +103,8 @@ def detached_copy(sae: Any) -> Any:
         for name, value in sae._parameters.items()
     }
     twin.__dict__["_buffers"] = {
-        name: value.detach().clone() for name, value in sae._buffers.items()
+        name: None if value is None else value.detach().clone()
+        for name, value in sae._buffers.items()
     }
     twin.__dict__["cfg"] = copy.deepcopy(sae.cfg)
     return twin

@@ -38,8 +38,8 @@ class SourceSettings:
         norm_multiple: activations longer than this many times the median norm are left out.
         shrinkage: of the covariance.
         n_batches: batches from which statistics are taken, at most.
-        widths: those of the activations that lie side by side in a row; the first one is the SAE's
-            input. None for one activation.
+        widths: those of the activations that lie side by side in a row; None for one activation.
+        n_read: how many of them, from the first, are the SAE's input.
         device: where the SAE is, and where whitening is done; None for where activations are.
     """
 
@@ -48,6 +48,7 @@ class SourceSettings:
     shrinkage: float = DEFAULT_SHRINKAGE
     n_batches: int = 1000
     widths: Sequence[int] | None = None
+    n_read: int = 1
     device: torch.device | str | None = None
 
 
@@ -172,7 +173,7 @@ class ActivationSource:
 
     def _inputs(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_in"]:
         widths = self.settings.widths
-        return rows if widths is None else rows[:, : widths[0]]
+        return rows if widths is None else rows[:, : sum(widths[: self.settings.n_read])]
 
     @property
     def _needs_median(self) -> bool:

@@ -95,7 +95,8 @@ def source_settings(cfg: Any, data: Any, sae: Any = None) -> SourceSettings:
 
     Args:
         cfg: the run's config.
-        data: a store of several activations side by side says their `widths`.
+        data: a store of several activations side by side says their `widths`, and `n_read`, how
+            many of them are the SAE's input, where that is not one.
         sae: says how activations are normalised, and their widths, where the others do not.
     """
     features = TrainingFeatures.of(getattr(cfg, "features", None))
@@ -106,6 +107,7 @@ def source_settings(cfg: Any, data: Any, sae: Any = None) -> SourceSettings:
         shrinkage=features.whitening_shrinkage,
         n_batches=getattr(cfg, "n_batches_for_norm_estimate", 1000),
         widths=getattr(data, "widths", getattr(sae, "activation_widths", None)),
+        n_read=getattr(data, "n_read", getattr(sae, "n_hooks", 1)),
         device=getattr(cfg, "device", None) if sae is None else sae.device,
     )
 

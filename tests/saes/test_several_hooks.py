@@ -15,6 +15,7 @@ from sae_lens.errors import SAELoadError
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE, SAEConfig, TrainingSAE, TrainStepInput
 from sae_lens.saes.cross_layer_transcoder import CrossLayerMaps
+from sae_lens.saes.normalization import denormalize, normalize
 from tests.helpers import D_SAE, activations, assert_close, randomize, several_hooks_configs
 
 HOOKS, D = 3, 8
@@ -137,12 +138,13 @@ def test_what_the_selections_keep() -> None:
     assert (batch.encode(x) > 0).sum() == 3 * HOOKS * 12
 
 
+@pytest.mark.parametrize("kind", ["none", "layer_norm"])
 @pytest.mark.parametrize("architecture", CROSS_LAYER)
 @torch.no_grad()
-def test_layer_by_layer_is_all_at_once(architecture: str, tmp_path: Path) -> None:
-    x = inputs()
-    sae = inference(make(architecture), tmp_path)
-    trained = make(architecture)
+def test_layer_by_layer_is_all_at_once(architecture: str, kind: str, tmp_path: Path) -> None:
+    x = inputs() * 3 + 1
+    sae = inference(make(architecture, normalize_activations=kind), tmp_path)
+    trained = make(architecture, normalize_activations=kind)
     for clt in (sae, trained):
         features = [clt.encode_hook(layer, x[:, layer]) for layer in range(HOOKS)]
         if "batchtopk" in architecture and clt is trained:
@@ -238,6 +240,22 @@ def test_a_factor_for_each_hook_folds_into_the_weights(architecture: str, tmp_pa
     assert_close(one(x), sae(2.0 * x) / 2.0)
 
 
+@pytest.mark.parametrize("kind", ["constant_norm_rescale", "layer_norm"])
+@pytest.mark.parametrize("architecture", ALL)
+@torch.no_grad()
+def test_tokens_are_normalised_hook_by_hook(architecture: str, kind: str) -> None:
+    sae, plain = make(architecture, normalize_activations=kind), make(architecture)
+    x = inputs() * torch.tensor([1.0, 5.0, 0.3]).view(HOOKS, 1) + 1
+    parts = [normalize(kind, x[:, hook]) for hook in range(HOOKS)]
+    normalised = torch.stack([part for part, _ in parts], dim=1)
+    out = plain(normalised)
+    if architecture in CROSSCODERS:
+        undone = [denormalize(kind, out[:, h], stats) for h, (_, stats) in enumerate(parts)]
+        out = torch.stack(undone, dim=1)
+        assert_close(sae.as_decoded(x.flatten(1)), normalised.flatten(1))
+    assert_close(sae(x), out)
+
+
 @pytest.mark.parametrize("architecture", ALL)
 def test_copies_and_dtypes(architecture: str) -> None:
     sae = make(architecture)
@@ -264,7 +282,7 @@ def test_bad_settings_are_refused(architecture: str) -> None:
         },
         "must be a list of names": {"hook_names": "blocks.0.hook_resid_pre"},
         "apply_b_dec_to_input must be False": {"apply_b_dec_to_input": True},
-        "normalize_activations is 'layer_norm'": {"normalize_activations": "layer_norm"},
+        "normalize_activations is 'batch_norm'": {"normalize_activations": "batch_norm"},
         "hook_head_index is 0": {"hook_head_index": 0},
     }
     if "topk" in architecture:
