@@ -11,7 +11,7 @@ from sae_lens.atomic_files import atomic_write_bytes, atomic_write_json
 from sae_lens.cli.errors import UsageError
 
 if TYPE_CHECKING:
-    from sae_lens.synthetic.benchmark import BenchmarkResult
+    from sae_lens.synthetic.benchmark import BenchmarkConfig, BenchmarkResult
 
 _COLUMNS = ("l0", "mcc", "uniqueness", "dead", "precision", "recall", "explained_variance")
 
@@ -29,6 +29,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--d-sae", type=int, help="latents; as many as true features by default")
     parser.add_argument("--mean-l0", type=float, default=6.0, help="true features active at once")
     parser.add_argument("--zipf", type=float, default=0.5, help="exponent of firing frequencies")
+    parser.add_argument(
+        "--pairs", type=int, help="pairs of features that fire together; 1/16 of them by default"
+    )
+    parser.add_argument(
+        "--children",
+        type=int,
+        help="features that fire only where another does; 1/16 of them by default",
+    )
     parser.add_argument("--steps", type=int, default=4000, help="training steps of each SAE")
     parser.add_argument("--batch-size", type=int, default=256, help="samples per step")
     parser.add_argument("--lr", type=float, default=3e-3, help="learning rate")
@@ -41,14 +49,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Train, print a line for each SAE, write the files."""
     from sae_lens.synthetic.architectures import architectures
-    from sae_lens.synthetic.benchmark import (
-        BenchmarkConfig,
-        curves,
-        run_benchmark,
-    )
+    from sae_lens.synthetic.benchmark import BenchmarkConfig, run_benchmark
     from sae_lens.synthetic.data import SyntheticConfig
-    from sae_lens.synthetic.plot import svg_of_curves
 
+    n_related = args.n_features // 16
     try:
         cfg = BenchmarkConfig(
             data=SyntheticConfig(
@@ -56,6 +60,8 @@ def run(args: argparse.Namespace) -> int:
                 n_features=args.n_features,
                 mean_l0=args.mean_l0,
                 zipf=args.zipf,
+                n_correlated_pairs=n_related if args.pairs is None else args.pairs,
+                n_children=n_related if args.children is None else args.children,
                 seed=args.seed,
             ),
             architectures=tuple(args.architectures or architectures()),
@@ -68,20 +74,33 @@ def run(args: argparse.Namespace) -> int:
         )
     except ValueError as error:
         raise UsageError(str(error)) from error
+    results: list[BenchmarkResult] = []
+
+    def take(result: BenchmarkResult) -> None:
+        results.append(result)
+        _print_result(result)
+        if args.output is not None:  # at once: what is known outlives an interruption
+            plain = {"config": asdict(cfg), "results": [known.to_dict() for known in results]}
+            atomic_write_json(args.output / "results.json", plain, indent=2)
+
     print(f"{'architecture':<36}{'wanted':>8}" + "".join(f"{name[:11]:>12}" for name in _COLUMNS))
-    results = run_benchmark(cfg, report=_print_result)
+    run_benchmark(cfg, report=take)
     if args.output is not None:
-        plain = {"config": asdict(cfg), "results": [result.to_dict() for result in results]}
-        atomic_write_json(args.output / "results.json", plain, indent=2)
-        picture = svg_of_curves(
-            curves(results, "mcc"),
-            "active latents (L0)",
-            "mean correlation coefficient",
-            "Recovery of known features",
-        )
-        atomic_write_bytes(args.output / "recovery.svg", picture.encode())
-        print(f"Wrote results.json and recovery.svg to {args.output}.")
+        print(f"Wrote {' and '.join(_write_picture(args.output, results, cfg))} to {args.output}.")
     return 0
+
+
+def _write_picture(folder: Path, results: list[BenchmarkResult], cfg: BenchmarkConfig) -> list[str]:
+    """Draw what was recovered, if it can be drawn; the names of the files that are there."""
+    from sae_lens.synthetic.plot import recovery_svg
+
+    try:
+        picture = recovery_svg(results, cfg.data.mean_l0)
+    except ImportError as error:
+        print(error)
+        return ["results.json"]
+    atomic_write_bytes(folder / "recovery.svg", picture.encode())
+    return ["results.json", "recovery.svg"]
 
 
 def _print_result(result: BenchmarkResult) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -53,9 +54,26 @@ class BenchmarkConfig:
             raise ValueError(
                 f"Unknown architectures {unknown}; the benchmark knows {', '.join(known)}."
             )
-        d_sae = self.d_sae or self.data.n_features
-        if not self.l0s or any(not 1 <= l0 <= d_sae for l0 in self.l0s):
-            raise ValueError(f"l0s is {self.l0s}; each must lie between 1 and d_sae={d_sae}.")
+        for name in ("n_steps", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if not 0 <= self.lr < math.inf:
+            raise ValueError(f"lr is {self.lr}; it must be finite and not negative.")
+        if not self.l0s or any(not 1 <= l0 <= self.n_latents for l0 in self.l0s):
+            raise ValueError(
+                f"l0s is {self.l0s}; each must lie between 1 and d_sae={self.n_latents}."
+            )
+        for architecture in self.architectures:  # what cannot be built is said before training
+            for l0 in self.l0s:
+                try:
+                    config_for(architecture, l0, self.data.d_in, self.n_latents)
+                except ValueError as error:
+                    raise ValueError(f"{architecture} at an L0 of {l0:g}: {error}") from error
+
+    @property
+    def n_latents(self) -> int:
+        """`d_sae`, or as many as true features."""
+        return self.data.n_features if self.d_sae is None else self.d_sae
 
 
 @dataclass
@@ -75,9 +93,8 @@ def train_on_synthetic(
     architecture: str, wanted_l0: float, data: SyntheticData, cfg: BenchmarkConfig
 ) -> TrainingSAE:
     """Train one SAE."""
-    d_sae = cfg.d_sae or data.cfg.n_features
     torch.manual_seed(cfg.seed)
-    sae = TrainingSAE(config_for(architecture, wanted_l0, data.cfg.d_in, d_sae))
+    sae = TrainingSAE(config_for(architecture, wanted_l0, data.cfg.d_in, cfg.n_latents))
     features = None
     if is_steered(architecture):
         features = TrainingFeatures(target_l0=TargetL0(wanted_l0, rate=0.01, damping=2.0))
@@ -126,12 +143,3 @@ def run_benchmark(
     finally:
         torch.set_rng_state(random_state)
     return results
-
-
-def curves(results: Sequence[BenchmarkResult], metric: str) -> dict[str, list[tuple[float, float]]]:
-    """(L0, metric) of each architecture, by L0."""
-    found: dict[str, list[tuple[float, float]]] = {}
-    for result in results:
-        point = (result.recovery.l0, getattr(result.recovery, metric))
-        found.setdefault(result.architecture, []).append(point)
-    return {name: sorted(points) for name, points in found.items()}

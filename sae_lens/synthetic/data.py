@@ -11,6 +11,7 @@ features fire only where another one, their parent, does; in both cases every fe
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -62,6 +63,11 @@ class SyntheticConfig:
                 f"{_MOST_FREQUENT:.0%} of samples, between 0 and "
                 f"{_MOST_FREQUENT * self.n_features:.1f} can be active on average."
             )
+        for name in ("zipf", "magnitude_std", "noise"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)}; it must be finite and not negative."
+                )
         if not 0 <= self.correlation <= 1:
             raise ValueError(f"correlation is {self.correlation}; it must lie in [0, 1].")
         in_pairs = 2 * self.n_correlated_pairs + 2 * self.n_children
