@@ -9,7 +9,7 @@ import warnings
 from functools import cache, cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_lens.kernels.precision import sum_dtype
@@ -23,20 +23,35 @@ class ActiveSet:
         rows: row of each entry, ascending, [nnz].
         cols: column of each entry, [nnz]; in any order within a row, but no position twice.
         shape: rows and columns of the matrix.
+        count: how many entries there should be, where only the device knows (scalar tensor). If
+            fewer, the rest are positions at which everything is zero; if more, some are missing.
     """
 
-    def __init__(self, rows: Int[Tensor, " nnz"], cols: Int[Tensor, " nnz"], shape: torch.Size):
+    def __init__(
+        self,
+        rows: Int[Tensor, " nnz"],
+        cols: Int[Tensor, " nnz"],
+        shape: torch.Size,
+        count: Int[Tensor, ""] | None = None,
+    ):
         self.rows = rows
         self.cols = cols
         self.shape = shape
+        self.count = count
 
     def __len__(self) -> int:
         return self.rows.numel()
 
     @property
-    def density(self) -> float:
-        """Share of the matrix's positions that are in the set."""
-        return len(self) / max(self.shape.numel(), 1)
+    def density(self) -> float | Float[Tensor, ""]:
+        """Share of the matrix's positions that are entries."""
+        n = len(self) if self.count is None else self.count
+        return n / max(self.shape.numel(), 1)
+
+    @property
+    def is_incomplete(self) -> Bool[Tensor, ""] | None:
+        """Whether there was no room for all entries; None where there always is."""
+        return None if self.count is None else self.count > len(self)
 
     @cached_property
     def row_offsets(self) -> Int[Tensor, " n_rows_plus_one"]:

@@ -20,12 +20,19 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from sae_lens.kernels.active_entries import ActiveEntries, active_entries
+from sae_lens.kernels.active_entries import ActiveEntries
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import Decoded, hidden_at_entries, sparse_decode_with_norms
+from sae_lens.kernels.filled_entries import find_entries
 from sae_lens.kernels.top_entries import top_entries
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.batch_topk import BatchTopK, BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+from sae_lens.saes.cross_layer_entries import (
+    LayeredActiveSet,
+    are_among_largest,
+    largest_of_all,
+    with_counts,
+)
 from sae_lens.saes.cross_layer_transcoder import (
     CLT_KEYS,
     CrossLayerFields,
@@ -35,8 +42,10 @@ from sae_lens.saes.cross_layer_transcoder import (
     ThresholdsByLayer,
     TopKByLayer,
 )
+from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.jumprelu import JumpReLUTrainingSAE, JumpReLUTrainingSAEConfig
 from sae_lens.saes.several_hooks import SeveralHooksTraining
+from sae_lens.saes.sparse_training import capacity_of
 from sae_lens.saes.standard import StandardTrainingSAE, StandardTrainingSAEConfig
 from sae_lens.saes.topk import TopKTrainingSAE, TopKTrainingSAEConfig
 from sae_lens.saes.training_step import (
@@ -47,32 +56,6 @@ from sae_lens.saes.training_step import (
 )
 
 _TOPK_KEYS = ("k", "rescale_acts_by_decoder_norm", *CLT_KEYS)
-
-
-class LayeredActiveSet(ActiveSet):
-    """The active entries of all layers, sorted by token.
-
-    Args:
-        parts: those of each layer, of shape [batch, features of a layer].
-
-    Attributes:
-        order: the place among all layers' entries, one layer after the other, of each entry.
-    """
-
-    def __init__(self, parts: list[ActiveSet]):
-        self.parts = parts
-        n_rows, d = parts[0].shape
-        rows = torch.cat([part.rows for part in parts])
-        cols = torch.cat([part.cols + layer * d for layer, part in enumerate(parts)])
-        self.order = torch.argsort(rows, stable=True)
-        shape = torch.Size((n_rows, d * len(parts)))
-        super().__init__(rows[self.order], cols[self.order], shape)
-
-    def by_layer(self, values: Float[Tensor, "sets nnz"]) -> tuple[Float[Tensor, "sets n"], ...]:
-        """Values at all entries as those of each layer (differentiable)."""
-        place = torch.empty_like(self.order)
-        place[self.order] = torch.arange(len(self.order), device=place.device)
-        return values[:, place].split([len(part) for part in self.parts], dim=1)
 
 
 class CrossLayerTraining(CrossLayerMaps, SeveralHooksTraining):
@@ -130,9 +113,9 @@ class CrossLayerTraining(CrossLayerMaps, SeveralHooksTraining):
         """Entries whose pre-activation exceeds `lower`, and the pre-activations there."""
         with torch.no_grad():
             found = [
-                active_entries(xl, W, b, low, self._workspace)
-                for (xl, W, b), low in zip(
-                    self._layers(x), lower.split(self.d_sae_of_hook), strict=True
+                find_entries(xl, W, b, low, self._workspace, capacity_of(self, x, layer))
+                for layer, ((xl, W, b), low) in enumerate(
+                    zip(self._layers(x), lower.split(self.d_sae_of_hook), strict=True)
                 )
             ]
         return self._joined(x, found)
@@ -330,33 +313,26 @@ class BatchTopKCrossLayerTranscoderTrainingSAE(
     ) -> tuple[ActiveSet, Float[Tensor, " nnz"]]:
         n_kept = self._entries_to_select(len(x))
         scales = [None] * self.n_hooks if scale is None else scale.split(self.d_sae_of_hook)
+        n_positions = len(x) * self.d_sae_of_hook
+        most = min(n_kept, n_positions)
+        capacities = [capacity_of(self, x, layer) for layer in range(self.n_hooks)]
+        known = [None if c is None else c.room(n_positions) for c in capacities]
+        rooms = [most if n is None else min(most, n) for n in known]
         with torch.no_grad():
             # what is among the largest of all is among the largest of its layer
             found = [
-                top_entries(xl, W, b, s, n_kept, True, self._workspace)
-                for (xl, W, b), s in zip(self._layers(x), scales, strict=True)
+                top_entries(xl, W, b, s, room, True, self._workspace)
+                for (xl, W, b), s, room in zip(self._layers(x), scales, rooms, strict=True)
             ]
-            found = _largest_of_all(found, scales, n_kept)
-        return self._joined(x, found)
-
-
-def _largest_of_all(found: list[ActiveEntries], scales: Any, n_kept: int) -> list[ActiveEntries]:
-    """The `n_kept` entries of highest rank among those of all layers."""
-    ranks = [
-        part.hidden if scale is None else part.hidden * scale.index_select(0, part.active.cols)
-        for part, scale in zip(found, scales, strict=True)
-    ]
-    rank = torch.cat(ranks)
-    if len(rank) <= n_kept:
-        return found
-    is_kept = torch.zeros_like(rank, dtype=torch.bool)
-    is_kept[rank.topk(n_kept, sorted=False).indices] = True
-    kept = []
-    for part, mask in zip(found, is_kept.split([len(r) for r in ranks]), strict=True):
-        active = part.active
-        fewer = ActiveSet(active.rows[mask], active.cols[mask], active.shape)
-        kept.append(ActiveEntries(fewer, part.hidden[mask]))
-    return kept
+        if may_look_at(x):
+            return self._joined(x, largest_of_all(found, scales, n_kept))
+        are_kept = are_among_largest(found, scales, n_kept)
+        found = with_counts(found, are_kept, rooms, most)
+        for capacity, part, room in zip(capacities, found, rooms, strict=True):
+            if capacity is not None and part.active.count is not None:
+                capacity.observe(part.active.count, room, n_positions)
+        active, hidden = self._joined(x, found)
+        return active, hidden.masked_fill(~torch.cat(are_kept)[active.order], 0.0)
 
 
 for _sae_class, _config_class in (

@@ -28,9 +28,10 @@ from sae_lens.hook_names import layer_of
 from sae_lens.registry import register_sae_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.config import ArchitectureSAEConfig
+from sae_lens.saes.cross_layer_some_features import SomeCrossLayerFeatures
 from sae_lens.saes.jumprelu import JumpReLUSAE, JumpReLUSAEConfig
 from sae_lens.saes.normalization import normalize
-from sae_lens.saes.several_hooks import HookSite, SeveralHooks, check_names, check_settings
+from sae_lens.saes.several_hooks import HookSite, check_names, check_settings
 from sae_lens.saes.standard import StandardSAE
 from sae_lens.saes.topk import TopKSAE, TopKSAEConfig, check_k
 from sae_lens.saes.weights import divisors
@@ -110,7 +111,7 @@ class CrossLayerFields:
         return tuple(HookSite(0, name) for name in self.hook_names_out)
 
 
-class CrossLayerMaps(SeveralHooks):
+class CrossLayerMaps(SomeCrossLayerFeatures):
     """Parameters, linear maps and files of all cross-layer transcoders.
 
     Raises:
@@ -194,27 +195,6 @@ class CrossLayerMaps(SeveralHooks):
         for layer, part in enumerate(written[1:], start=1):
             total = total + pad(part, (layer * width, 0))
         return total
-
-    def _by_layer(self, features: Int[Tensor, " n"]) -> list[Int[Tensor, " n"]]:
-        """Ascending features as those of each layer, counted from its first."""
-        d = self.d_sae_of_hook
-        borders = torch.arange(1, self.n_hooks, device=features.device) * d
-        at = torch.searchsorted(features, borders).tolist()
-        parts = features.tensor_split(at)
-        return [part - layer * d for layer, part in enumerate(parts)]
-
-    def linear_encode_some(self, x: Tensor, features: Tensor) -> Tensor:
-        """Pre-activations of some features, given in ascending order."""
-        inputs = x.split(self.d_in_of_hook, dim=-1)
-        parts = zip(inputs, self.encoders(), self._by_layer(features), strict=True)
-        return torch.cat([xl @ W[:, some] for xl, W, some in parts], -1) + self.b_enc[features]
-
-    def linear_decode_some(self, acts: Tensor, features: Tensor) -> Tensor:
-        """What some features, given in ascending order, write to all layers."""
-        by_layer = self._by_layer(features)
-        parts = acts.split([len(some) for some in by_layer], dim=-1)
-        decoders = zip(parts, self.decoders(), by_layer, strict=True)
-        return self._summed([f @ W[some] for f, W, some in decoders])
 
     def decoder_norms(self, features: Tensor | None = None) -> Tensor:
         """The L2 norm of all decoders of each feature (or of some) together."""

@@ -171,6 +171,8 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
             0, active.cols
         ) + self.b_mag.index_select(0, active.cols)
         features = self.activation_fn(magnitude_pre)
+        if active.count is not None:  # then there may be entries with a closed gate among them
+            features = features * (gate_acts > 0)
         decoded = scaled_for_decoding(self, features, active.cols)
         return SparseTrainingEncoding(active, features, magnitude_pre, decoded, gate_acts)
 

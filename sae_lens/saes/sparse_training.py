@@ -14,10 +14,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_lens.kernels.active_entries import ActiveEntries, active_entries
+from sae_lens.kernels.active_entries import ActiveEntries
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import hidden_at_entries
 from sae_lens.kernels.dispatch import has_sparse_kernels, is_worth_choosing
+from sae_lens.kernels.entry_capacity import EntryCapacity
+from sae_lens.kernels.filled_entries import find_entries
+from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.hooks import has_active_hooks
 from sae_lens.saes.training_step import (
     SparseTrainingDecoding,
@@ -100,8 +103,9 @@ def sparse_training_pass(
     x = sae.run_time_activation_norm_fn_in(x)
     terms = sae.loss_terms(step)
     encoding = sae.sparse_encode_for_training(x)
-    active = encoding.active
-    sae._sparse_choice.observe(active.density)
+    active, density = encoding.active, encoding.active.density
+    if isinstance(density, float):
+        sae._sparse_choice.observe(density)
 
     decoded = sae.sparse_decode(
         torch.stack([v for v in (encoding.decoded_values, encoding.gate_values) if v is not None]),
@@ -118,6 +122,9 @@ def sparse_training_pass(
     losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
     losses |= terms.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
     loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
+    is_incomplete = active.is_incomplete
+    if is_incomplete is not None:  # what is not the whole gradient is none
+        loss = torch.where(is_incomplete, loss.detach(), loss)
     given: dict[str, Any] = {
         "sae_in": step.sae_in,
         "sae_out": sae_out,
@@ -126,8 +133,10 @@ def sparse_training_pass(
         "metrics": {
             **sae.training_metrics(),
             "sparse_kernels": 1.0,
-            "active_density": active.density,
+            "active_density": density,
+            **_left_out(sae),
         },
+        "is_incomplete": is_incomplete,
     }
     features = active.sparse_coo(encoding.feature_values)
     if sae.sparse_kernels == "sparse":
@@ -135,6 +144,11 @@ def sparse_training_pass(
         return TrainStepOutput(feature_acts=features, hidden_pre=hidden_pre, **given)
     # Nobody asked for a sparse tensor, so nobody need know how to use one.
     return SparseTrainStepOutput(features, partial(_all_hidden_pre, sae, sae_in), **given)
+
+
+def _left_out(sae: TrainingSAE) -> dict[str, float]:
+    n = sum(capacity.n_left_out for capacity in sae._entry_capacities.values())
+    return {"batches_left_out": float(n)} if n else {}
 
 
 def _all_hidden_pre(sae: TrainingSAE, x: Tensor) -> Float[Tensor, "batch d_sae"]:
@@ -167,8 +181,20 @@ def entries_above(
 ) -> tuple[ActiveSet, Float[Tensor, " nnz"]]:
     """Entries whose pre-activation exceeds `lower`, and the pre-activations (differentiable)."""
     with torch.no_grad():
-        found = active_entries(centred(sae, x), sae.W_enc, b_enc, lower, sae._workspace)
+        read = centred(sae, x)
+        found = find_entries(read, sae.W_enc, b_enc, lower, sae._workspace, capacity_of(sae, x))
     return found.active, with_gradient(sae, x, b_enc, found)
+
+
+def capacity_of(sae: TrainingSAE, x: Tensor, matrix: int = 0) -> EntryCapacity | None:
+    """For how many entries to make room, where the host does not wait to learn how many there are.
+
+    Args:
+        sae: the SAE.
+        x: what is encoded.
+        matrix: which of the matrices of pre-activations, where a step searches several.
+    """
+    return None if may_look_at(x) else sae._entry_capacities[matrix]
 
 
 def with_gradient(

@@ -8,6 +8,7 @@ Two forms of formulas exist, told apart by `cfg.form`: "v5" (flat configs and ru
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import Decoded, sparse_decode_with_norms
 from sae_lens.kernels.dispatch import SparseChoice, SparseKernels
+from sae_lens.kernels.entry_capacity import EntryCapacity
 from sae_lens.kernels.workspace import Workspace
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.base import SAE
@@ -89,6 +91,7 @@ class TrainingSAE(InitialValues, TrainingFiles, SAE):
         self.cfg = self.__dict__.pop("_training_cfg")
         self.use_error_term = use_error_term
         self._workspace = Workspace()
+        self._entry_capacities: defaultdict[int, EntryCapacity] = defaultdict(EntryCapacity)
         self.sparse_kernels = getattr(self.cfg, "sparse_kernels", "auto")
         self.check_cfg_compatibility()
         if not are_without_values():

@@ -91,6 +91,9 @@ class TrainStepOutput:
         loss: the scalar to backpropagate.
         losses: its named parts.
         metrics: further numbers worth logging.
+        is_incomplete: bool scalar tensor; where it is true, there was no room for all active
+            entries, so that `loss` has no gradient and the batch is to be left out. None where
+            that cannot be.
     """
 
     sae_in: Tensor
@@ -100,6 +103,7 @@ class TrainStepOutput:
     loss: Tensor
     losses: dict[str, Tensor]
     metrics: dict[str, Any] = field(default_factory=dict)
+    is_incomplete: Bool[Tensor, ""] | None = None
 
 
 class SparseTrainStepOutput(TrainStepOutput):

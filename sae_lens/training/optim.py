@@ -150,8 +150,8 @@ def clip_and_step(
         optimizer: the optimiser of `parameters`.
         parameters: the parameters whose gradients are clipped.
         norm: their `gradient_norm`.
-        skip: scalar tensor; where it is true the step changes nothing. Only fused optimisers
-            heed it.
+        skip: scalar tensor; where it is true the step changes nothing. Optimisers that are not
+            fused get gradients of zero instead.
         max_norm: the largest norm, 1 unless a run asks for another; None for no clipping.
     """
     if norm is None:
@@ -170,7 +170,11 @@ def clip_and_step(
         finally:
             del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
         return
-    torch._foreach_div_([p.grad for p in parameters if p.grad is not None], divisor)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_div_(gradients, divisor)
+    if skip is not None and skip.device.type != "cpu":
+        for gradient in gradients:
+            gradient.masked_fill_(skip, 0.0)
     optimizer.step()
 
 

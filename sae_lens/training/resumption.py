@@ -29,6 +29,11 @@ def capture(trainer: Any) -> dict[str, Any]:
         "gradients": _gradients_that_add_up(trainer),
         # Which form a step takes follows from what earlier steps measured.
         "sparse_choice": {} if choice is None else dict(vars(choice)),
+        # For how many active entries there is room follows from what earlier steps counted.
+        "entry_capacities": [
+            [matrix, capacity.state_dict()]
+            for matrix, capacity in getattr(trainer.sae, "_entry_capacities", {}).items()
+        ],
         "evaluator": {} if evaluator is None else evaluator(),
         "source": trainer.source.state_dict(),
         "sae_config": jsonable(trainer.sae.cfg.to_dict()),
@@ -71,6 +76,8 @@ def restore_weights(trainer: Any, state: Mapping[str, Any], folder: Path) -> Non
     for name, value in state["sparse_choice"].items():
         if hasattr(choice, name):
             setattr(choice, name, value)
+    for matrix, capacity in state.get("entry_capacities", []):
+        trainer.sae._entry_capacities[matrix].load_state_dict(capacity)
     if state["lengths"] != _lengths(trainer.cfg):
         _change_length(trainer, state["lengths"])
 

@@ -31,6 +31,10 @@ class StepUndo:
         self._buffers = [(buffer, buffer.clone()) for buffer in trainer.sae.buffers()]
         choice = getattr(trainer.sae, "_sparse_choice", None)
         self._choice = None if choice is None else dict(vars(choice))
+        self._capacities = {
+            matrix: dict(vars(capacity))
+            for matrix, capacity in getattr(trainer.sae, "_entry_capacities", {}).items()
+        }
 
     @torch.no_grad()
     def __call__(self) -> None:
@@ -43,6 +47,8 @@ class StepUndo:
             buffer.copy_(before)
         if self._choice is not None:
             vars(trainer.sae._sparse_choice).update(self._choice)
+        for matrix, before in self._capacities.items():
+            vars(trainer.sae._entry_capacities[matrix]).update(before)
         torch.set_rng_state(self._torch)
         for device, state in enumerate(self._cuda):
             torch.cuda.set_rng_state(state, device)

@@ -260,6 +260,9 @@ class SAETrainer(TrainerReports, TrainerState):
             sae.remove_gradient_parallel_to_decoder_directions()
         norm = gradient_norm(sae.parameters())
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
+        is_alone = self.features.features.gradient_accumulation_steps == 1
+        if output.is_incomplete is not None and is_alone:
+            skip = skip | output.is_incomplete
         self._update_has_begun, self._is_prepared = True, False
         if skip.device.type == "cpu" and skip:
             logger.warning("The batch of step %d is skipped: no update.", self.n_training_steps)

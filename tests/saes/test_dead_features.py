@@ -20,7 +20,7 @@ V5_CASES: list[tuple[str, dict[str, Any]]] = [("topk", {}), ("standard", {"use_g
 @pytest.fixture
 def far_away(monkeypatch: pytest.MonkeyPatch) -> None:
     """The tensors are treated as if they were on another device."""
-    for module in ("dead_features", "losses", "topk"):
+    for module in ("dead_features", "losses", "topk", "cross_layer_some_features"):
         monkeypatch.setattr(f"sae_lens.saes.{module}.may_look_at", lambda _: False)
 
 
