@@ -23,9 +23,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.late_numbers import LateNumber
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
+from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.saes.training_step import TrainingEncoding, TrainStepInput
 from sae_lens.whitening import Whitening
@@ -69,13 +71,23 @@ def matching_pursuit(
     max_iterations: int,
     stop_on_duplicate_support: bool,
 ) -> Float[Tensor, "tokens d_sae"]:
-    """Features of each row of `x`, which is centred already."""
+    """Features of each row of `x`, which is centred already.
+
+    On the CPU the host ends with the last token that needs an iteration. Elsewhere it asks what the
+    iteration before found, while the device works on that: one iteration more changes nothing.
+    """
     features = x.new_zeros(x.shape[0], W_dec.shape[0])
     residual = x.clone()
     running = torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
+    found: LateNumber | None = None
     for _ in range(max_iterations):
         running = running & (residual.norm(dim=-1) >= residual_threshold)
-        if not bool(running.any()):
+        if may_look_at(running) or torch.compiler.is_compiling():
+            is_done = not bool(running.any())
+        else:
+            is_done = found is not None and not found.value()
+            found = LateNumber(running.any())
+        if is_done:
             break
         value, chosen = (residual @ W_dec.T).max(dim=-1)
         value = torch.relu(value)

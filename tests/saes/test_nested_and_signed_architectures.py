@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_lens.late_numbers import LateNumber
 from sae_lens.saes import (
     SAE,
     AbsTopKTrainingSAE,
@@ -134,6 +135,47 @@ def test_abstopk_selects_by_absolute_value_and_keeps_signs():
     acts = torch.zeros_like(hidden).scatter(-1, among, hidden.gather(-1, among))
     want = ((acts / norms) @ sae.W_dec - (x - output.sae_out)).pow(2).sum(-1).mean()
     assert_close(output.losses["auxiliary_reconstruction_loss"], want)
+
+
+@pytest.mark.parametrize("max_iterations", [3, None])
+def test_matching_pursuit_gives_the_same_bits_where_the_host_asks_later(
+    max_iterations: int | None, monkeypatch: pytest.MonkeyPatch
+):
+    cfg = MatchingPursuitTrainingSAEConfig(
+        d_in=D_IN, d_sae=D_SAE, decoder_init_norm=1.0, max_iterations=max_iterations
+    )
+    sae = MatchingPursuitTrainingSAE(cfg)
+    x = activations(10)
+    results = []
+    for looks in (True, False):
+        monkeypatch.setattr(
+            "sae_lens.saes.matching_pursuit.may_look_at", lambda _, looks=looks: looks
+        )
+        sae.zero_grad()
+        output = sae.training_forward_pass(TrainStepInput(x, {}))
+        output.loss.backward()
+        gradients = [p.grad.clone() for p in sae.parameters() if p.grad is not None]
+        results.append([output.feature_acts.detach(), output.loss.detach(), *gradients])
+    assert len(results[0]) == 4
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_matching_pursuit_takes_one_iteration_more_where_the_host_asks_later(
+    monkeypatch: pytest.MonkeyPatch,
+):
+    sae = MatchingPursuitTrainingSAE(MatchingPursuitTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE))
+    asked: list[bool] = []
+
+    class Watched(LateNumber):
+        def value(self) -> float:
+            asked.append(bool(super().value()))
+            return asked[-1]
+
+    monkeypatch.setattr("sae_lens.saes.matching_pursuit.LateNumber", Watched)
+    monkeypatch.setattr("sae_lens.saes.matching_pursuit.may_look_at", lambda _: False)
+    x = torch.zeros(4, D_IN) + sae.b_dec.detach()
+    assert not sae.encode(x).any()
+    assert asked == [False]
 
 
 def test_matching_pursuit_trains_its_decoder():
