@@ -6,9 +6,11 @@
 Rajamanoharan et al. 2024, "Improving Dictionary Learning with Gated Sparse Autoencoders"
 (arXiv:2404.16014), section 3. Loss (equation 8): mean squared error, an L1 term on
 `pi = relu(c W_enc + b_gate)` weighted by decoder norms, and the squared error of
-`pi W_dec + b_dec`. Unlike the paper's, the decoder is not detached in the last term (unless the
-config says `detach_auxiliary_decoder`), and decoder norms weigh the L1 term. Encoder and losses see
-the same processed input.
+`pi W_dec + b_dec`. Unlike in the paper, where decoder rows have unit norm, decoder norms weigh the
+L1 term. The paper's gate terms train the encoder alone, which they do here if the config says
+`detach_auxiliary_decoder`; otherwise the decoder learns from both. It must be both or neither: with
+the L1 term alone decoder rows would only shrink, and gates open wider than biases can close them.
+Encoder and losses see the same processed input.
 """
 
 from __future__ import annotations
@@ -45,8 +47,9 @@ class GatedTrainingSAEConfig(ArchitectureTrainingSAEConfig):
         l1_coefficient: weight of the sparsity term.
         l1_warm_up_steps: steps over which the weight rises from 0, or a share of all in [0, 1].
         lp_norm: p of the sparsity term's p-norm, on the gate's activations.
-        detach_auxiliary_decoder: the gate's reconstruction trains the encoder alone, as in the
-            paper; recommended, but not the default, which is what released SAEs were trained with.
+        detach_auxiliary_decoder: the gate's reconstruction and sparsity train the encoder alone,
+            as in the paper; recommended, but not the default, which is what released SAEs were
+            trained with.
         sparsity_loss: "power" (the p-norm), "tanh" or "tanh-quad" (see `sparsity_losses.py`).
         tanh_stretch: c in the tanh terms.
         frequency_scale: firing frequency at which tanh-quad doubles the price.
@@ -121,12 +124,12 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         centred, gate_pre = encoding.processed_in, encoding.gate_pre
         assert centred is not None and gate_pre is not None
         gate_acts = torch.relu(gate_pre)
-        l1 = self.sparsity_term().of(gate_acts * self.decoder_norms(), step.coefficient("l1"))
         # in the space of the processed input, where b_dec was (or was not) subtracted
         target = centred + self.b_dec if self.cfg.apply_b_dec_to_input else centred
-        W_dec, b_dec = self.W_dec, self.b_dec
+        W_dec, b_dec, norms = self.W_dec, self.b_dec, self.decoder_norms()
         if self._detaches_decoder:
-            W_dec, b_dec = W_dec.detach(), b_dec.detach()
+            W_dec, b_dec, norms = W_dec.detach(), b_dec.detach(), norms.detach()
+        l1 = self.sparsity_term().of(gate_acts * norms, step.coefficient("l1"))
         recons = gate_acts @ W_dec + b_dec
         auxiliary = reconstruction_error(recons, target)
         return {

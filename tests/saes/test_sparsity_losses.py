@@ -102,12 +102,13 @@ def test_every_sae_with_a_coefficient_trains_with_any_of_them(
 
 
 @pytest.mark.parametrize("detaches", [False, True])
-def test_the_gates_reconstruction_can_leave_the_decoder_alone(detaches: bool):
+@pytest.mark.parametrize("name", ["auxiliary_reconstruction_loss", "l1_loss"])
+def test_the_gates_terms_can_leave_the_decoder_alone(name: str, detaches: bool):
     cfg = GatedTrainingSAEConfig(d_in=D_IN, d_sae=D_SAE, detach_auxiliary_decoder=detaches)
     torch.manual_seed(0)
     sae = GatedTrainingSAE(cfg)
     randomize(sae)
     output = sae.training_forward_pass(TrainStepInput(activations(), {"l1": 0.1}))
-    output.losses["auxiliary_reconstruction_loss"].backward()
+    output.losses[name].backward()
     assert (sae.W_dec.grad is None or not sae.W_dec.grad.any()) == detaches
     assert sae.W_enc.grad.any()
