@@ -1,7 +1,7 @@
 """`MultiSAETrainingRunner`: several SAEs on one language model, which runs once per batch.
 
-Each SAE has its own hook, architecture, width, optimiser, logs and checkpoints, and comes out as if
-it had been trained alone with the same seed: the activations are mixed alike (see
+Each SAE has its own hooks, architecture, width, optimiser, logs and checkpoints, and comes out as
+if it had been trained alone with the same seed: the activations are mixed alike (see
 `activations/multi_hook.py`), and each SAE draws its random numbers from a stream of its own.
 """
 
@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 from sae_lens.activations.compilation import compile_model
 from sae_lens.activations.halving import HalvingRunner
 from sae_lens.activations.model_loading import load_model
-from sae_lens.activations.multi_hook import HookSite, HookView, MultiHookStore
+from sae_lens.activations.multi_hook import HookView, MultiHookStore
+from sae_lens.activations.reading import reading_of
 from sae_lens.activations.store_settings import settings_from_runner_config
-from sae_lens.config.multi import MultiSAETrainingRunnerConfig
+from sae_lens.config.multi import ONE_MODEL, MultiSAETrainingRunnerConfig
 from sae_lens.config.resuming import find_checkpoint
 from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.sae_training_runner import (
@@ -73,6 +74,8 @@ class MultiSAETrainingRunner:
         override_saes: dict[str, TrainingSAE] | None = None,
     ) -> None:
         overrides = override_saes or {}
+        if isinstance(override_model, (list, tuple)):
+            raise ValueError(ONE_MODEL)
         unknown = sorted(overrides.keys() - cfg.saes.keys())
         if unknown:
             raise ValueError(f"override_saes names {unknown}, which cfg.saes does not.")
@@ -168,7 +171,7 @@ class MultiSAETrainingRunner:
         settings = settings_from_runner_config(self.model, first, override_dataset)
         settings["disable_concat_sequences"] = self.cfg.disable_concat_sequences
         store = MultiHookStore(
-            self.model, [_site(config) for config in self._configs.values()], **settings
+            self.model, [reading_of(config) for config in self._configs.values()], **settings
         )
         if first.auto_batch:
             store.halving = HalvingRunner()
@@ -179,8 +182,8 @@ class MultiSAETrainingRunner:
         """Make every SAE from the random numbers that a run of its own would start it with."""
         sources: dict[str, StoreSource] = {}
         for name, config in self._configs.items():
-            site = _site(config)
-            view = HookView(self.activations_store, site, config.normalize_activations)
+            reading = reading_of(config)
+            view = HookView(self.activations_store, reading, config.normalize_activations)
             sources[name] = StoreSource(view, source_settings(config, view))
             sources[name].is_alone = False
         # While no batch is drawn, the data can be rewound after the estimates.
@@ -251,10 +254,6 @@ class _OneOfSeveral(SAETrainingRunner):
             logger=run_logger,
             source=self.source,
         )
-
-
-def _site(config: LanguageModelSAERunnerConfig) -> HookSite:
-    return HookSite(config.hook_name, config.hook_head_index, config.d_in)
 
 
 __all__ = ["MultiSAETrainingRunner", "MultiSAETrainingRunnerConfig"]

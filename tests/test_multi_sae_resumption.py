@@ -22,8 +22,11 @@ from sae_lens.multi_sae_training_runner import MultiSAETrainingRunner
 from sae_lens.sae_training_runner import InterruptedException
 from sae_lens.saes import (
     BatchTopKTrainingSAEConfig,
+    BatchTopKTranscoderTrainingConfig,
+    CrossLayerTranscoderTrainingConfig,
     GatedTrainingSAEConfig,
     StandardTrainingSAEConfig,
+    TopKCrosscoderTrainingConfig,
     TopKTrainingSAEConfig,
 )
 from sae_lens.training.evaluation import InModelEvaluator
@@ -36,6 +39,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:All samples in the training data
 
 BATCH, N_STEPS = 32, 15
 SCALED = "expected_average_only_in"
+READS = [f"blocks.{layer}.ln2.hook_normalized" for layer in range(2)]
+WRITES = [f"blocks.{layer}.hook_mlp_out" for layer in range(2)]
 Weights = dict[str, dict[str, Tensor]]
 
 
@@ -51,14 +56,25 @@ def saes() -> dict[str, Any]:
         ),
         "batch": BatchTopKTrainingSAEConfig(d_in=D_IN, d_sae=24, k=4),
         "head": GatedTrainingSAEConfig(d_in=D_IN // 2, d_sae=16, l1_coefficient=0.1),
-    }
+        "mlp": BatchTopKTranscoderTrainingConfig(
+            d_in=D_IN, d_sae=24, k=4, hook_name_out=WRITES[0], normalize_activations=SCALED
+        ),
+        "shared": TopKCrosscoderTrainingConfig(
+            d_in=D_IN, d_sae=24, k=4, hook_names=READS, normalize_activations=SCALED
+        ),
+        "layers": CrossLayerTranscoderTrainingConfig(
+            d_in=D_IN, d_sae=24, hook_names=READS, hook_names_out=WRITES,
+            normalize_activations="whitening",
+        ),
+    }  # fmt: skip
 
 
 def config(folder: Path, **fields: Any) -> MultiSAETrainingRunnerConfig:
     values: dict[str, Any] = {
         "saes": saes(), "hook_head_indices": {"head": 1}, "model_name": "tiny", "context_size": 16,
         "hook_names": {"topk": "blocks.1.hook_resid_pre", "noisy": "blocks.1.hook_resid_pre",
-                       "batch": "blocks.0.hook_mlp_out", "head": "blocks.1.attn.hook_z"},
+                       "batch": "blocks.0.hook_mlp_out", "head": "blocks.1.attn.hook_z",
+                       "mlp": READS[0]},
         "train_batch_size_tokens": BATCH, "store_batch_size_prompts": 4, "n_batches_in_buffer": 4,
         "training_tokens": BATCH * N_STEPS, "checkpoint_path": str(folder), "lr": 1e-2,
         "verbose": False, "n_eval_batches": 1, "n_batches_for_norm_estimate": 3,
@@ -133,9 +149,9 @@ PLACES = {
 
 @pytest.mark.parametrize(
     ("place", "n", "act"),
-    [("language model", 6, fail), ("language model", 9, kill), ("step", 1, fail), ("step", 2, fail),
-     ("step", 31, fail), ("step", 33, kill), ("step", 60, fail), ("evaluation", 3, fail),
-     ("evaluation", 2, kill)],
+    [("language model", 11, fail), ("language model", 14, kill), ("step", 1, fail),
+     ("step", 2, fail), ("step", 55, fail), ("step", 58, kill), ("step", 15 * 7, fail),
+     ("evaluation", 3, fail), ("evaluation", 5, kill)],
 )  # fmt: skip
 def test_an_interrupted_run_goes_on(
     place: str, n: int, act: Callable[[], None], model: Any, whole: tuple[Path, Weights],
@@ -160,9 +176,9 @@ def test_a_signal_saves_all_without_stopping(
     owner, name = PLACES["step"]
     with pytest.MonkeyPatch.context() as patch:
         ask = lambda: os.kill(os.getpid(), signal.SIGUSR1)  # noqa: E731
-        patch.setattr(owner, name, at_call(30, ask, getattr(owner, name)))
+        patch.setattr(owner, name, at_call(7 * 7 + 2, ask, getattr(owner, name)))
         assert_same(run(model, tmp_path), whole[1])
-    n_tokens = str(8 * BATCH)  # four SAEs: in the eighth step
+    n_tokens = str(8 * BATCH)  # seven SAEs: in the eighth step
     saved = tmp_path / "run" / "together" / n_tokens
     assert all((tmp_path / "run" / sae / n_tokens).is_dir() for sae in saes())
     shutil.copytree(saved, tmp_path / "on" / "run" / "together" / n_tokens)
@@ -174,7 +190,7 @@ def test_batches_made_ahead_are_not_lost(
 ) -> None:
     owner, name = PLACES["step"]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(owner, name, at_call(30, fail, getattr(owner, name)))
+        patch.setattr(owner, name, at_call(54, fail, getattr(owner, name)))
         with pytest.raises(Broken):
             run(model, tmp_path, prefetch_llm_batches=True)
     assert_same(run(model, tmp_path, resume_from_checkpoint="latest"), whole[1])

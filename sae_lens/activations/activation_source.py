@@ -60,7 +60,7 @@ class ActivationSource(TokenSource):
     exclude_special_tokens: Tensor | None
     cached_activation_dataset: Dataset | None
     seed: int | None
-    estimated_norm_scaling_factor: float | None = None
+    estimated_norm_scaling_factor: Any = None  # a number, or one for each column of a row
     current_row_idx: int = 0
     # Set where the model's batches may be run in parts when memory is short.
     halving: HalvingRunner | None = None
@@ -157,12 +157,12 @@ class ActivationSource(TokenSource):
         return {self.hook_name: self.d_in}
 
     def apply_norm_scaling_factor(self, activations: Tensor) -> Tensor:
-        """Activations times the factor. Raises `ValueError` while there is none."""
-        return activations * self._require_factor()
+        """Activations times the factor, of several the first. `ValueError` while there is none."""
+        return scaling.scaled(activations, self._require_factor())
 
     def unscale(self, activations: Tensor) -> Tensor:
-        """Activations divided by the factor. Raises `ValueError` while there is none."""
-        return activations / self._require_factor()
+        """Activations over the factor, of several the last. `ValueError` while there is none."""
+        return scaling.unscaled(activations, self._require_factor())
 
     def get_norm_scaling_factor(self, activations: Float[Tensor, "*batch d_in"]) -> Tensor:
         """sqrt(d_in) / mean norm of these activations; nothing is stored."""
@@ -339,13 +339,15 @@ class ActivationSource(TokenSource):
         return sliced_length(self.context_size, self.seqpos_slice)
 
     @property
-    def _scale(self) -> float | None:
+    def _scale(self) -> Any:
         if self.normalize_activations != scaling.EXPECTED_AVERAGE:
             return None
         factor = self._require_factor()
+        if isinstance(factor, Tensor):
+            return factor.to(device=self.device, dtype=self.dtype)
         return None if factor == 1.0 else factor
 
-    def _require_factor(self) -> float:
+    def _require_factor(self) -> Any:
         if self.estimated_norm_scaling_factor is None:
             raise ValueError(
                 "The norm scaling factor is not set. Call set_norm_scaling_factor_if_needed() on a "
@@ -393,11 +395,12 @@ def with_flat_heads(
     hook_name: str,
     hook_head_index: int | None,
     d_in: int,
+    field: str = "d_in",
 ) -> Float[Tensor, "batch pos d_in"]:
     """One head of the activations of a hook, or all of them side by side.
 
     Raises:
-        RuntimeError: when their width is not `d_in`.
+        RuntimeError: when their width is not `d_in`, which is the `field` of a config.
     """
     if hook_head_index is not None:
         activations = activations[:, :, hook_head_index]
@@ -407,7 +410,7 @@ def with_flat_heads(
     if width != d_in:
         raise RuntimeError(
             f"The expanded size of the tensor ({d_in}) must match the existing size "
-            f"({width}): d_in is {d_in}, but the activations at {hook_name!r} have a "
-            f"width of {width}. Set d_in={width}, or choose another hook."
+            f"({width}): {field} is {d_in}, but the activations at {hook_name!r} have a "
+            f"width of {width}. Set {field}={width}, or choose another hook."
         )
     return activations

@@ -64,6 +64,10 @@ _SERVED = frozenset(
         "attn.hook_z",
         "mlp.hook_pre",
         "mlp.hook_post",
+        "ln1.hook_normalized",
+        "ln2.hook_normalized",
+        "ln1_post.hook_normalized",
+        "ln2_post.hook_normalized",
     }
 )
 
@@ -226,7 +230,8 @@ def _normalised(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, 
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
     weight = norm.w.to(wide) if isinstance(norm, LayerNorm) else None
     bias = norm.b.to(wide) if isinstance(norm, LayerNorm) else None
-    return F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, norm.eps).to(dtype)
+    normalised: Any = F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, norm.eps)
+    return norm.hook_normalized(normalised).to(dtype)
 
 
 def _linear(

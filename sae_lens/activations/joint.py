@@ -13,12 +13,11 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm.auto import tqdm
 
 from sae_lens.activations import scaling
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
 from sae_lens.activations.model_group import models_of
-from sae_lens.activations.rows import require_one_for_each_token
+from sae_lens.activations.rows import require_inputs_first, require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import settings_from_runner_config, settings_from_sae
 from sae_lens.hook_names import layer_of
@@ -38,8 +37,6 @@ class JointActivationsStore(ActivationsStore):
     Raises:
         ValueError: for cached activations of several models, or without a column for each hook.
     """
-
-    estimated_norm_scaling_factor: Any  # one factor for each column of a row
 
     def __init__(
         self, model: Any, *, sites: Sites, target_sites: Sites = (), **settings: Any
@@ -137,55 +134,14 @@ class JointActivationsStore(ActivationsStore):
         shape = (1, self.context_size)
         tokens = torch.zeros(shape, dtype=torch.long, device=model_device(self.model))
         self._run_model(tokens)
-        targets = self.sites[self.n_read :]
-        if not targets or not hasattr(self.model, "run_with_hooks"):
-            return
-        order: list[str] = []
-        hooks = [(name, lambda value, hook: order.append(hook.name)) for _, name in self.sites]
-        self.model.run_with_hooks(tokens, fwd_hooks=hooks, **self.model_kwargs)
-        wanted = [
-            name
-            for pair in zip(self.sites[: self.n_read], targets, strict=True)
-            for _, name in pair
-        ]
-        if order != wanted:
-            raise ValueError(
-                f"The hooks run in the order {order}; they must be given so that each input comes "
-                f"before its output, layer by layer: {wanted} is not."
-            )
+        reads, writes = self.sites[: self.n_read], self.sites[self.n_read :]
+        if writes:
+            inputs, outputs = ([name for _, name in part] for part in (reads, writes))
+            require_inputs_first(self.model, tokens, inputs, outputs, self.model_kwargs)
 
-    @torch.no_grad()
-    def estimate_norm_scaling_factor(  # type: ignore[override]
-        self, n_batches_for_norm_estimate: int = 1000
-    ) -> Float[Tensor, " d_in"]:
+    def _new_factor_estimate(self) -> scaling.FactorEstimate:
         """The factor of each column: sqrt(width) / mean norm of the activations of its hook."""
-        norms: list[list[float]] = [[] for _ in self.sites]
-        with self._looking_ahead():
-            for _ in tqdm(range(n_batches_for_norm_estimate), desc="Estimating scaling factors"):
-                rows = self.next_batch()[:, 0].float().unflatten(1, (-1, self.width))
-                for of_site, norm in zip(norms, rows.norm(dim=-1).mean(dim=0), strict=True):
-                    of_site.append(norm.item())
-                if self._epoch_is_served():
-                    break
-        factors = torch.tensor([scaling.factor_of_norms(found, self.width) for found in norms])
-        return factors.repeat_interleave(self.width)
-
-    def apply_norm_scaling_factor(self, activations: Tensor) -> Tensor:
-        """What is read (or whole rows) times its factors."""
-        return scaling.scaled(activations, self._require_factor())
-
-    def unscale(self, activations: Tensor) -> Tensor:
-        """What is predicted (or whole rows) divided by its factors."""
-        return scaling.unscaled(activations, self._require_factor())
-
-    @property
-    def _scale(self) -> Any:
-        if self.normalize_activations != scaling.EXPECTED_AVERAGE:
-            return None
-        factor = self._require_factor()
-        if not isinstance(factor, Tensor):
-            return None if factor == 1.0 else factor
-        return factor.to(device=self.device, dtype=self.dtype)
+        return scaling.FactorEstimate(self.width, one_for_each=True)
 
     def _require_model_fits(self) -> None:
         super()._require_model_fits()

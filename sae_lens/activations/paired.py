@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_lens.activations.activation_source import with_flat_heads
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
-from sae_lens.activations.rows import require_one_for_each_token
+from sae_lens.activations.rows import require_inputs_first, require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import settings_from_runner_config
 from sae_lens.hook_names import layer_of
@@ -68,16 +69,8 @@ class PairedActivationsStore(ActivationsStore):
             1, self.context_size, dtype=torch.long, device=model_device(self.model)
         )
         self._run_model(tokens)
-        order: list[str] = []
-        names = (self.hook_name, self.hook_name_out)
-        if hasattr(self.model, "run_with_hooks"):
-            hooks = [(name, lambda value, hook: order.append(hook.name)) for name in names]
-            self.model.run_with_hooks(tokens, fwd_hooks=hooks, **self.model_kwargs)
-        if order and order != list(names):
-            raise ValueError(
-                f"hook_name_out={self.hook_name_out!r} runs before hook_name={self.hook_name!r}; a "
-                "transcoder's input has to come first. Exchange them."
-            )
+        inputs, outputs = [self.hook_name], [self.hook_name_out]
+        require_inputs_first(self.model, tokens, inputs, outputs, self.model_kwargs)
 
     def _require_model_fits(self) -> None:
         super()._require_model_fits()
@@ -89,16 +82,16 @@ class PairedActivationsStore(ActivationsStore):
         last_layer = max(self.hook_layer, self.hook_layer_out)
         with torch.autocast(device_type, dtype=torch.bfloat16, enabled=self.autocast_lm):
             found = activations_at_hooks(
-                self.model, tokens, names, last_layer + 1, self.model_kwargs
+                self.model,
+                tokens,
+                names,
+                last_layer + 1,
+                self.model_kwargs,
+                fused=self.fused_forward,
             )
         require_one_for_each_token(tokens, {name: found[name] for name in names})
-        flat = [found[name].flatten(2) for name in names]
-        for name, acts, width, field in zip(
-            names, flat, self.widths, ("d_in", "d_out"), strict=True
-        ):
-            if acts.shape[-1] != width:
-                raise RuntimeError(
-                    f"{field} is {width}, but the activations at {name!r} have a width of "
-                    f"{acts.shape[-1]}. Set {field}={acts.shape[-1]}, or choose another hook."
-                )
-        return torch.cat(flat, dim=-1)
+        parts = [
+            with_flat_heads(found[name], name, None, width, field)
+            for name, width, field in zip(names, self.widths, ("d_in", "d_out"), strict=True)
+        ]
+        return torch.cat(parts, dim=-1)

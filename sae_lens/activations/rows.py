@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,3 +39,36 @@ def require_one_for_each_token(tokens: Tensor, found: Mapping[str, Tensor]) -> N
             f"are activations {listed}. An SAE of several hooks needs one of each for every token; "
             "choose other hooks."
         )
+
+
+def require_inputs_first(
+    model: Any,
+    tokens: Tensor,
+    inputs: Sequence[str],
+    outputs: Sequence[str],
+    model_kwargs: Mapping[str, Any],
+) -> None:
+    """`ValueError` unless each input hook runs before its output hook, one pair after the other.
+
+    Models without `run_with_hooks` do not tell.
+    """
+    if not hasattr(model, "run_with_hooks"):
+        return
+    order: list[str] = []
+    hooks = [
+        (name, lambda value, hook: order.append(hook.name))
+        for name in dict.fromkeys((*inputs, *outputs))
+    ]
+    model.run_with_hooks(tokens, fwd_hooks=hooks, **model_kwargs)
+    wanted = [name for pair in zip(inputs, outputs, strict=True) for name in pair]
+    if order == wanted:
+        return
+    if len(wanted) == 2:
+        raise ValueError(
+            f"hook_name_out={outputs[0]!r} runs before hook_name={inputs[0]!r}; a transcoder's "
+            "input has to come first. Exchange them."
+        )
+    raise ValueError(
+        f"The hooks run in the order {order}; they must be given so that each input comes before "
+        f"its output, layer by layer: {wanted} is not."
+    )

@@ -7,12 +7,10 @@ sparsity coefficient fits all models and layers.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from tqdm.auto import tqdm
 
 EXPECTED_AVERAGE = "expected_average_only_in"
 
@@ -36,30 +34,41 @@ def unscaled(activations: Tensor, factor: float | Tensor) -> Tensor:
     return activations / factor
 
 
-@torch.no_grad()
-def estimate_norm_scaling_factor(
-    next_batch: Callable[[], Float[Tensor, "batch *rest d_in"]],
-    n_batches: int,
-    is_over: Callable[[], bool],
-) -> float:
-    """sqrt(d_in) / mean over batches of the mean L2 norm in the batch.
+class FactorEstimate:
+    """The factor of rows that come in batches, or one for each of several activations in a row.
 
     Args:
-        next_batch: gives unscaled activations.
-        n_batches: how many batches to draw.
-        is_over: whether all of the data has been seen, so that more batches would only repeat it.
-
-    Raises:
-        ValueError: when the mean norm is zero or not finite.
+        width: of a row, or of every activation in it.
+        one_for_each: whether each activation has a factor of its own.
     """
-    norms: list[float] = []
-    batch = torch.empty(0)
-    for _ in tqdm(range(n_batches), desc="Estimating norm scaling factor"):
-        batch = next_batch()
-        norms.append(batch.float().norm(dim=-1).mean().item())
-        if is_over():
-            break
-    return factor_of_norms(norms, batch.shape[-1])
+
+    def __init__(self, width: int, one_for_each: bool = False) -> None:
+        self.width = width
+        self.one_for_each = one_for_each
+        self._norms: list[Tensor] = []
+
+    @torch.no_grad()
+    def add(self, rows: Float[Tensor, "batch 1 d_in"]) -> None:
+        """Take a batch of unscaled rows into account."""
+        norms = rows[:, 0].float().unflatten(-1, (-1, self.width)).norm(dim=-1)
+        self._norms.append(norms.mean(dim=0).cpu())
+
+    def factor(self) -> float | Float[Tensor, " d_in"]:
+        """sqrt(width) / mean over batches of the mean norm in the batch.
+
+        Returns:
+            a number, or with a factor for each activation one for each column of a row.
+
+        Raises:
+            ValueError: when a mean is zero or not finite.
+        """
+        found = [factor_of_norms(norms, self.width) for norms in self._by_activation()]
+        if not self.one_for_each:
+            return found[0]
+        return torch.tensor(found).repeat_interleave(self.width)
+
+    def _by_activation(self) -> list[list[float]]:
+        return torch.stack(self._norms).T.tolist() if self._norms else [[]]
 
 
 def factor_of_norms(norms: list[float], d_in: int) -> float:

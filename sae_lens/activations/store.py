@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from jaxtyping import Float
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from sae_lens.activations import scaling, store_state
 from sae_lens.activations.activation_source import ActivationSource
@@ -331,12 +332,17 @@ class ActivationsStore(ActivationSource):
                 self.n_batches_for_norm_estimate
             )
 
-    def estimate_norm_scaling_factor(self, n_batches_for_norm_estimate: int = 1000) -> float:
+    def estimate_norm_scaling_factor(self, n_batches_for_norm_estimate: int = 1000) -> Any:
         """sqrt(d_in) / mean over batches of the mean norm in a batch; see `scaling`."""
-        with self._looking_ahead():
-            return scaling.estimate_norm_scaling_factor(
-                self.next_batch, n_batches_for_norm_estimate, self._epoch_is_served
-            )
+        estimate = self._new_factor_estimate()
+        description = "Estimating norm scaling factor"
+        with closing(self.look_ahead(n_batches_for_norm_estimate)) as batches:
+            for batch in tqdm(batches, desc=description, total=n_batches_for_norm_estimate):
+                estimate.add(batch)
+        return estimate.factor()
+
+    def _new_factor_estimate(self) -> scaling.FactorEstimate:
+        return scaling.FactorEstimate(self.d_in)
 
     def look_ahead(self, n_batches: int) -> Generator[Float[Tensor, "batch 1 d_in"], None, None]:
         """The next batches, unscaled, at most all data once; close it when it is not used up.

@@ -56,7 +56,7 @@ def restore(store: ActivationsStore, state: State) -> None:
     """
     n_processed = int(state.get("n_dataset_processed", 0))
     factor = state.get("estimated_norm_scaling_factor")
-    store.estimated_norm_scaling_factor = None if factor is None else _as_factor(factor)
+    store.estimated_norm_scaling_factor = None if factor is None else as_factor(factor)
     store._load_token_state(_without_prefix("tokens.", state), n_processed)
     store.current_row_idx = int(state.get("current_row_idx", 0))
     if store.halving is not None and "largest_batch" in state:
@@ -80,7 +80,7 @@ def restore(store: ActivationsStore, state: State) -> None:
         store._resume_pass()
 
 
-def _as_factor(saved: Tensor) -> Any:
+def as_factor(saved: Tensor) -> Any:
     """One factor as a number; several, one for each column of a row, as they are."""
     return saved.float() if saved.ndim else float(saved)
 

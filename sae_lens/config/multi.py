@@ -16,6 +16,11 @@ from sae_lens.saes.config import TrainingSAEConfig
 from sae_lens.training.features import TrainingFeatures, features_as_dict
 from sae_lens.training.side_by_side import TOGETHER
 
+ONE_MODEL = (
+    "MultiSAETrainingRunner trains on one language model, which runs once per batch for all of its "
+    "SAEs; train a crosscoder of several models with SAETrainingRunner."
+)
+
 _PLAIN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.+-]*")
 
 # Fields of a single run that have the same name and meaning here.
@@ -40,8 +45,10 @@ class MultiSAETrainingRunnerConfig:
 
     Attributes:
         saes: the training configs of the SAEs, by name. The names become folders.
-        hook_names: the hook of each SAE by its name, or one hook for all.
-        hook_head_indices: one head of it, likewise.
+        hook_names: the hook of each SAE by its name, or one hook for all. It is what a transcoder
+            reads; what it writes is the hook_name_out of its config. SAEs whose configs name their
+            hooks (crosscoders, cross-layer transcoders) need none.
+        hook_head_indices: one head of it, likewise; not for those that need none.
         use_chat_formatting: not supported; must stay False.
         disable_concat_sequences: one text per prompt; texts that are too short are skipped.
         sequence_separator_token: what stands between texts; only "bos" is supported.
@@ -66,7 +73,7 @@ class MultiSAETrainingRunnerConfig:
     """
 
     saes: Mapping[str, TrainingSAEConfig]
-    hook_names: Mapping[str, str] | str
+    hook_names: Mapping[str, str] | str = field(default_factory=dict)
     hook_head_indices: Mapping[str, int | None] | int | None = None
     model_name: str = "gelu-2l"
     model_class_name: str = "HookedTransformer"
@@ -158,16 +165,19 @@ class MultiSAETrainingRunnerConfig:
 
     @property
     def hook_names_per_sae(self) -> dict[str, str]:
-        """The hook of each SAE."""
+        """The hook of each SAE, of several hooks the first."""
         given = self.hook_names
-        return {name: given if isinstance(given, str) else given[name] for name in self.saes}
+        return {
+            name: _hook_of(sae) or (given if isinstance(given, str) else given[name])
+            for name, sae in self.saes.items()
+        }
 
     @property
     def hook_head_indices_per_sae(self) -> dict[str, int | None]:
         """The head of each SAE's hook; None for all heads."""
         given = self.hook_head_indices
         if given is None or isinstance(given, int):
-            return dict.fromkeys(self.saes, given)
+            given = dict.fromkeys((n for n, sae in self.saes.items() if not _hook_of(sae)), given)
         return {name: given.get(name) for name in self.saes}
 
     @property
@@ -243,24 +253,33 @@ class MultiSAETrainingRunnerConfig:
                     f"{name!r} cannot be the name of an SAE: it names a folder, so use letters, "
                     "digits and any of _ . + - only."
                 )
-            if getattr(self.saes[name], "hook_name_out", None) is not None:
-                raise ValueError(
-                    f"{name!r} is a transcoder, which reads two hooks. Train it with "
-                    "SAETrainingRunner."
-                )
-            if getattr(self.saes[name], "sites", None):
-                raise ValueError(
-                    f"{name!r} is a {self.saes[name].architecture}, which reads several hooks. "
-                    "Train it with SAETrainingRunner."
-                )
+            if len(getattr(self.saes[name], "model_names", ())) > 1:
+                raise ValueError(f"{name!r} is of several models. {ONE_MODEL}")
         for what in ("hook_names", "hook_head_indices"):
             given = getattr(self, what)
             if not isinstance(given, Mapping):
                 continue
-            missing = sorted(self.saes.keys() - given.keys()) if what == "hook_names" else []
+            needed = {name for name, sae in self.saes.items() if not _hook_of(sae)}
+            missing = sorted(needed - given.keys()) if what == "hook_names" else []
             unknown = sorted(given.keys() - self.saes.keys())
             if missing or unknown:
                 raise ValueError(
                     f"{what} must name the SAEs of `saes`: missing are {missing}, unknown "
                     f"{unknown}."
                 )
+            self._refuse_other_hooks(what, given)
+
+    def _refuse_other_hooks(self, what: str, given: Mapping[str, Any]) -> None:
+        for name in given:
+            own = _hook_of(self.saes[name])
+            if own and given[name] not in (None, own):
+                raise ValueError(
+                    f"{what} gives {name!r} {given[name]!r}, but its config names its hooks: "
+                    f"{[hook for _, hook in getattr(self.saes[name], 'sites', ())]}. Leave it out."
+                )
+
+
+def _hook_of(sae: TrainingSAEConfig) -> str | None:
+    """The first hook of an SAE whose config names several; None where the run's has to."""
+    sites = getattr(sae, "sites", ())
+    return sites[0].hook_name if sites else None

@@ -77,6 +77,11 @@ def take_output_hook(cfg: Any, named: frozenset[str]) -> None:
                 "transcoder, or leave it out."
             )
         return
+    if cfg.hook_head_index is not None:
+        raise ValueError(
+            f"hook_head_index is {cfg.hook_head_index}; a {cfg.architecture} reads whole hooks. "
+            "Leave it out."
+        )
     sae: Any = cfg.sae
     if cfg.hook_name_out is not None and sae.hook_name_out in (None, cfg.hook_name_out):
         sae = cfg.sae = copy.deepcopy(sae)  # the caller's own stays as it is

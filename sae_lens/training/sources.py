@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_lens.activations.scaling import scaled, unscaled
 from sae_lens.saes.whitening import WHITENING
 from sae_lens.training.counted_batches import CountedBatches
 from sae_lens.whitening import DEFAULT_SHRINKAGE, CovarianceEstimate, Whitening, whiten_parts
@@ -275,7 +276,7 @@ class StoreSource(ActivationSource):
             self._look_ahead(self._take_median)
         if self._needs_whitening:
             self._look_ahead(self._take_whitening)
-        has_one_factor = not hasattr(self.store, "sites")  # rather than one for each hook
+        has_one_factor = self.settings.n_read == 1  # rather than one for each hook
         if self._needs_factor and self.norm_limit is not None and has_one_factor:
             self.norm_scaling_factor = self._look_ahead(self._estimated_factor)
         self.store.set_norm_scaling_factor_if_needed()
@@ -386,16 +387,16 @@ class ActivationScaler:
         self._source = source
 
     @property
-    def scaling_factor(self) -> float | None:
-        """The factor, None for none."""
+    def scaling_factor(self) -> Any:
+        """The factor, or one for each column of a row; None for none."""
         return self._source.norm_scaling_factor
 
     def scale(self, acts: Tensor) -> Tensor:
         """Raw activations as the SAE is trained on them."""
-        return acts if self.scaling_factor is None else acts * self.scaling_factor
+        return acts if self.scaling_factor is None else scaled(acts, self.scaling_factor)
 
     def unscale(self, acts: Tensor) -> Tensor:
         """The opposite of `scale`."""
-        return acts if self.scaling_factor is None else acts / self.scaling_factor
+        return acts if self.scaling_factor is None else unscaled(acts, self.scaling_factor)
 
     __call__ = scale

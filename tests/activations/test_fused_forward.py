@@ -86,7 +86,11 @@ def test_activations_equal_those_of_transformer_lens(
     cache = model.run_with_cache(TOKENS)[1]
     served = [f"blocks.1.{inner}" for inner in fused_forward._SERVED]
     inside = [hook for hook in served if hook in cache]
-    assert len(inside) == (7 if CONFIGS[name].get("attn_only") else 11 - (name == "parallel"))
+    config = CONFIGS[name]
+    n_norms = 0 if config.get("normalization_type", "LN") is None else 2
+    n_norms *= 1 + config.get("use_normalization_before_and_after", False)
+    want = 7 + n_norms // 2 if config.get("attn_only") else 11 + n_norms - (name == "parallel")
+    assert len(inside) == want
     together = activations_at_hooks(model, TOKENS, [*inside, LAST], N_LAYERS, {})
     assert len(calls) == 10
     for hook, got in together.items():
