@@ -34,6 +34,7 @@ SPARSE_OPERATIONS = (
     Operation("entry_products", "fixed", "Triton: one program adds up one entry's products"),
     Operation("sums over rows and columns of entries", "by torch", "index_add"),
     Operation("order of entries by feature", "fixed", "a stable sort"),
+    Operation("places of entries above a threshold", "fixed", "running counts, searched"),
 )
 DENSE_OPERATIONS = (
     Operation("matrix products", "by torch", "cuBLAS, which needs CUBLAS_WORKSPACE_CONFIG"),
