@@ -118,7 +118,6 @@ def test_newer_architectures(architecture: str, tmp_path: Path, model: Any):
         (
             "gated",
             {
-                "target_l0": {"target": 6},
                 "weight_schedules": {"sparsity": {"start": 3.0, "kind": "exponential"}},
                 "aux_k": {"coefficient": 0.5},
                 "resampling": {"every": 6, "until": 1.0},

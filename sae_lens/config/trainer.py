@@ -7,6 +7,7 @@ from typing import Any
 
 from sae_lens.config.feature_validation import refuse_bad_steps, refuse_contradictory_features
 from sae_lens.config.logging import LoggingConfig
+from sae_lens.config.numbers import refuse_bad_optimization, refuse_below
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.training.features import features_as_dict
 
@@ -53,14 +54,13 @@ class SAETrainerConfig:
     def __post_init__(self) -> None:
         check_sparse_kernels(self.sparse_kernels)
         self.features = features_as_dict(self.features)
-        for name in (
-            "total_training_samples",
-            "train_batch_size_samples",
-            "feature_sampling_window",
-            "n_batches_for_norm_estimate",
-        ):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        least = {
+            "total_training_samples": 1, "train_batch_size_samples": 1,
+            "feature_sampling_window": 1, "n_batches_for_norm_estimate": 1,
+            "dead_feature_window": 0, "n_checkpoints": 0, "n_restart_cycles": 1,
+        }  # fmt: skip
+        refuse_below(self, least)
+        refuse_bad_optimization(self)
         if isinstance(self.logger, dict):
             self.logger = LoggingConfig(**self.logger)
         if self.lr_end is None:

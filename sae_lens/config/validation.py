@@ -8,14 +8,16 @@ from __future__ import annotations
 import logging
 import secrets
 import string
-import warnings
 from typing import Any
 
 from sae_lens.config.feature_validation import refuse_bad_steps, refuse_contradictory_features
+from sae_lens.config.idle_settings import warn_of_idle_settings
+from sae_lens.config.numbers import refuse_bad_optimization, refuse_below, refuse_negative
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
 from sae_lens.registry import get_sae_training_class
+from sae_lens.saes.jumprelu import check_thresholds
 from sae_lens.saes.normalization import NORMALIZATION_KINDS
 from sae_lens.training.checkpoint_policy import BEST_MODES
 from sae_lens.training.nonfinite import ON_NAN
@@ -87,7 +89,7 @@ def derive_and_validate(cfg: Any, named: frozenset[str]) -> None:
         raise ValueError(f"context_size is {cfg.context_size}; it must be positive.")
     _validate_seqpos(cfg.seqpos_slice, cfg.context_size)
     _refuse_bad_token_ids(cfg.exclude_special_tokens)
-    _warn_of_fields_without_effect(cfg)
+    warn_of_idle_settings(cfg)
 
 
 def _refuse_lists(cfg: Any) -> None:
@@ -219,19 +221,29 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
         "training_tokens": 0, "finetuning_tokens": 0, "n_checkpoints": 0,
         "feature_sampling_window": 1, "dead_feature_window": 0, "wandb_log_frequency": 1,
         "eval_every_n_wandb_logs": 1, "n_restart_cycles": 1, "n_batches_for_norm_estimate": 1,
-        "prefetch_batches": 0,
+        "prefetch_batches": 0, "n_eval_batches": 1,
         # Half of the buffer is kept for mixing and half is served.
         "n_batches_in_buffer": 2,
     }  # fmt: skip
-    for name, minimum in least.items():
-        if getattr(cfg, name) < minimum:
-            raise ValueError(f"{name} is {getattr(cfg, name)}; it must be at least {minimum}.")
+    refuse_below(cfg, least)
+    refuse_bad_optimization(cfg)
+    refuse_negative(cfg, ("l1_coefficient", "noise_scale"))
+    if cfg.eval_batch_size_prompts is not None:
+        refuse_below(cfg, {"eval_batch_size_prompts": 1})
     k = cfg.activation_fn_kwargs.get("k")
-    if cfg.activation_fn == "topk" and k is not None and not 0 < k <= cfg.d_sae:
-        raise ValueError(
-            f"activation_fn_kwargs says k={k}; it must lie between 1 and the number of features, "
-            f"d_sae={cfg.d_sae}."
-        )
+    if cfg.activation_fn == "topk" and k is not None:
+        if isinstance(k, bool) or not isinstance(k, (int, float)) or not 0 < k <= cfg.d_sae:
+            raise ValueError(
+                f"activation_fn_kwargs says k={k!r}; it must be a number between 1 and the number "
+                f"of features, d_sae={cfg.d_sae}."
+            )
+        if cfg.sae is None and k != int(k):
+            raise ValueError(
+                f"activation_fn_kwargs says k={k}; the topk architecture keeps a whole number of "
+                "features of each token. A share of them on average is for batchtopk."
+            )
+    if cfg.architecture == "jumprelu" and cfg.sae is None:
+        check_thresholds(cfg.jumprelu_init_threshold, cfg.jumprelu_bandwidth, may_be_zero=False)
     if not 0 < cfg.activations_mixing_fraction < 1:
         raise ValueError(
             f"activations_mixing_fraction is {cfg.activations_mixing_fraction}; it must lie "
@@ -318,39 +330,3 @@ def _refuse_two_kinds_of_held_out_data(cfg: Any) -> None:
             f"eval_held_out_rows={n_rows} cannot be kept from a cache that already holds their "
             "activations; give other data as eval_dataset_path."
         )
-
-
-def _warn_of_fields_without_effect(cfg: Any) -> None:
-    if cfg.hook_eval != "NOT_IN_USE":
-        _warn(f"hook_eval={cfg.hook_eval!r} is unused: evaluations use hook_name.")
-    if not cfg.is_dataset_tokenized:
-        _warn("is_dataset_tokenized=False is unused: whether rows hold tokens is detected.")
-    if not cfg.save_final_checkpoint:
-        _warn("save_final_checkpoint=False is unused: the final checkpoint is always saved.")
-    if cfg.cached_activations_path is not None and not cfg.use_cached_activations:
-        logger.warning(
-            "cached_activations_path=%r is not read: use_cached_activations is False.",
-            cfg.cached_activations_path,
-        )
-    if cfg.sae is None:
-        _warn_of_settings_of_other_architectures(cfg)
-
-
-def _warn_of_settings_of_other_architectures(cfg: Any) -> None:
-    is_standard = cfg.architecture == "standard"
-    settings = {
-        "noise_scale": cfg.noise_scale and cfg.architecture == "gated",
-        "lp_norm": cfg.lp_norm != 1 and not is_standard,
-        "scale_sparsity_penalty_by_decoder_norm": cfg.scale_sparsity_penalty_by_decoder_norm
-        and not is_standard,
-    }
-    for name, is_idle in settings.items():
-        if is_idle:
-            logger.warning(
-                "%s=%r has no effect on the %s architecture.",
-                name, getattr(cfg, name), cfg.architecture,
-            )  # fmt: skip
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, UserWarning, stacklevel=2)

@@ -9,7 +9,7 @@ Loss and aux-k are those of topk in the v6 form.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,8 @@ class BatchTopKTrainingSAEConfig(TopKTrainingSAEConfig):
     architecture: str = "batchtopk"
     k: float = 100  # type: ignore[assignment]
     topk_threshold_lr: float = 0.01
+
+    takes_shares_of_k: ClassVar[bool] = True
 
 
 class BatchTopK(nn.Module):

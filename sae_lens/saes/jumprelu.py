@@ -88,6 +88,7 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
         super().__post_init__(metadata, reshape_activations)
+        check_thresholds(self.jumprelu_init_threshold, self.jumprelu_bandwidth, may_be_zero=True)
         mode = self.jumprelu_sparsity_loss_mode
         if mode not in get_args(JumpReLUSparsity):
             raise ValueError(
@@ -99,6 +100,23 @@ class JumpReLUTrainingSAEConfig(ArchitectureTrainingSAEConfig):
                 f"The quadratic sparsity loss needs target_l0 in (0, {self.d_sae}], not "
                 f"{self.target_l0}."
             )
+
+
+def check_thresholds(first: float, bandwidth: float, may_be_zero: bool) -> None:
+    """`ValueError` for a first threshold or a window's width that cannot be.
+
+    Args:
+        first: the threshold.
+        bandwidth: the width.
+        may_be_zero: whether the threshold itself is the parameter, not its logarithm.
+    """
+    if not (0 <= first < math.inf and (first or may_be_zero)):
+        least = "at least" if may_be_zero else "above"
+        raise ValueError(f"jumprelu_init_threshold is {first}; it must be {least} 0.")
+    if not 0 < bandwidth < math.inf:
+        raise ValueError(
+            f"jumprelu_bandwidth is {bandwidth}; the width of a window must be above 0."
+        )
 
 
 class JumpReLUSAE(SAE):
@@ -132,6 +150,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         cfg = self._training_cfg
         self.bandwidth = cfg.jumprelu_bandwidth
         first = cfg.jumprelu_init_threshold
+        check_thresholds(first, self.bandwidth, may_be_zero=self.form == "v6")
         if self.form == "v6":
             parameter = constant_parameter(
                 cfg.d_sae, value=first, dtype=torch.float32, device=self.device

@@ -54,6 +54,19 @@ class MatchingPursuitSAEConfig(ArchitectureSAEConfig):
         "stop_on_duplicate_support",
     )
 
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        most = self.max_iterations
+        if most is not None and (not isinstance(most, int) or most < 1):
+            raise ValueError(
+                f"max_iterations is {most}; it must be a whole number of at least 1, or None for "
+                "the width of the activations."
+            )
+        if not self.residual_threshold >= 0:
+            raise ValueError(
+                f"residual_threshold is {self.residual_threshold}; a norm is at least 0."
+            )
+
 
 @dataclass(kw_only=True)
 class MatchingPursuitTrainingSAEConfig(MatchingPursuitSAEConfig, ArchitectureTrainingSAEConfig):

@@ -62,6 +62,8 @@ class MatryoshkaBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 def _checked_widths(widths: list[int], d_sae: int) -> list[int]:
     widths = list(widths)
+    if not all(isinstance(width, int) and not isinstance(width, bool) for width in widths):
+        raise ValueError(f"matryoshka_widths is {widths}; it must be a list of whole numbers.")
     increasing = all(small < large for small, large in pairwise(widths))
     if not increasing or any(not 0 < width <= d_sae for width in widths):
         raise ValueError(

@@ -56,10 +56,14 @@ class TopKSAEConfig(ArchitectureSAEConfig):
     rescale_acts_by_decoder_norm: bool = False
 
     nested_keys: ClassVar[tuple[str, ...]] = ("k", "rescale_acts_by_decoder_norm")
+    #: whether k is an average, which need not be a whole number
+    takes_shares_of_k: ClassVar[bool] = False
 
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
         super().__post_init__(metadata, reshape_activations)
-        check_k(self.k, self.d_sae)
+        check_k(self.k, self.d_sae, self.takes_shares_of_k)
+        if not self.takes_shares_of_k:
+            self.k = int(self.k)
         self.activation_fn_kwargs = {**self.activation_fn_kwargs, "k": self.k}
 
     @classmethod
@@ -83,11 +87,27 @@ class TopKTrainingSAEConfig(TopKSAEConfig, ArchitectureTrainingSAEConfig):
     aux_loss_coefficient: float = 1.0
     rescale_acts_by_decoder_norm: bool = True
 
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        selects_with_it = str(self.architecture) in ("topk", "topk_crosscoder")
+        if selects_with_it and self.activation_fn_str != "topk":
+            raise ValueError(
+                f"activation_fn_str is {self.activation_fn_str!r}; that of {self.architecture} "
+                "SAEs is 'topk', which selects features. Leave it out."
+            )
 
-def check_k(k: float, d_sae: int) -> None:
-    """`ValueError` unless 0 < k <= d_sae."""
+
+def check_k(k: Any, d_sae: int, takes_shares: bool = True) -> None:
+    """`ValueError` unless k is a number with 0 < k <= d_sae, and whole unless it is an average."""
+    if isinstance(k, bool) or not isinstance(k, (int, float)):
+        raise ValueError(f"k is {k!r}; it must be a number of features.")
     if not 0 < k <= d_sae:
         raise ValueError(f"k is {k}; it must lie between 1 and the number of features, {d_sae}.")
+    if not takes_shares and k != int(k):
+        raise ValueError(
+            f"k is {k}; features of each token are kept, a whole number. A share of them on "
+            "average is for batchtopk."
+        )
 
 
 class TopKSAE(SAE):

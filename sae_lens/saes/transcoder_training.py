@@ -17,7 +17,7 @@ follows the mean over tokens of the smallest.
 from __future__ import annotations
 
 from dataclasses import InitVar, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -217,15 +217,7 @@ class TopKTranscoderTrainingConfig(BatchTopKTranscoderTrainingConfig):
 
     architecture: str = "topk_transcoder"
 
-    def __post_init__(  # type: ignore[override]
-        self, metadata: Any, reshape_activations: str | None, hook_name_out: str | None
-    ) -> None:
-        super().__post_init__(metadata, reshape_activations, hook_name_out)
-        if self.k != int(self.k):
-            raise ValueError(
-                f"k is {self.k}; a {self.architecture} keeps a whole number of features of each "
-                "token. A share of them on average is for batchtopk transcoders."
-            )
+    takes_shares_of_k: ClassVar[bool] = False
 
 
 @dataclass(kw_only=True)

@@ -41,7 +41,7 @@ class NormFilter:
     multiple: float = 10.0
 
     def __post_init__(self) -> None:
-        if self.multiple <= 1:
+        if not self.multiple > 1:
             raise ValueError(f"norm_filter.multiple is {self.multiple}; it must be above 1.")
 
 
@@ -109,6 +109,11 @@ class TrainingFeatures:
     def __post_init__(self) -> None:
         for name, part in _PARTS.items():
             setattr(self, name, _part(part, getattr(self, name), f"features.{name}"))
+        if self.target_l0 is not None and "sparsity" in self.weight_schedules:
+            raise ValueError(
+                "target_l0 and weight_schedules['sparsity'] both move the sparsity coefficient; "
+                "the first would undo the second. Give one of them."
+            )
         check_weight_names(self.weight_schedules)
         self.weight_schedules = {
             name: _part(WeightSchedule, value, f"features.weight_schedules[{name!r}]")

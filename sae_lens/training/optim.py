@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import logging
 import math
 import warnings
 from collections.abc import Iterable
@@ -15,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.optim import Adam, Optimizer, lr_scheduler
 from torch.optim.lr_scheduler import LRScheduler, SequentialLR
+
+logger = logging.getLogger(__name__)
 
 MAX_GRADIENT_NORM = 1.0
 
@@ -70,10 +73,27 @@ def chosen_optimizer(
         ) from error
     if not (inspect.isclass(found) and issubclass(found, Optimizer)):
         raise ValueError(f"{choice.path!r} is no torch optimiser.")
+    if "closure" in _arguments_needed(found.step):
+        raise ValueError(
+            f"{choice.path!r} evaluates the loss several times in each step, which training here "
+            "does once; choose an optimiser whose step() needs no closure."
+        )
     options: dict[str, Any] = {"lr": lr, **(choice.options or {})}
     if "betas" in inspect.signature(found).parameters:
         options.setdefault("betas", tuple(float(beta) for beta in betas))
-    return found(list(parameters), **options)
+    else:
+        logger.info("%s has no betas: adam_beta1 and adam_beta2 have no effect.", choice.path)
+    try:
+        return found(list(parameters), **options)
+    except TypeError as error:
+        raise ValueError(
+            f"The optimiser {choice.path!r} does not take the options {choice.options}: {error}."
+        ) from error
+
+
+def _arguments_needed(function: Any) -> set[str]:
+    parameters = inspect.signature(function).parameters.values()
+    return {parameter.name for parameter in parameters if parameter.default is parameter.empty}
 
 
 def parameters_by_group(sae: torch.nn.Module) -> dict[str, list[torch.nn.Parameter]]:
@@ -264,7 +284,7 @@ def _get_main_lr_scheduler(
         )
     raise ValueError(
         f"Unsupported scheduler: {scheduler_name}. Choose constant, cosineannealing or "
-        "cosineannealingwarmrestarts."
+        "cosineannealingwarmrestarts, or one of the others as features.lr_schedule."
     )
 
 

@@ -2,12 +2,14 @@
 
 Bricken et al. 2023, "Towards Monosemanticity", appendix "Neuron Resampling": the direction of an
 activation drawn with probability proportional to its squared loss, an encoder of a fifth of the
-others' mean norm, bias 0, and fresh moments of the optimiser.
+others' mean norm, bias 0, and fresh moments of the optimiser. Thresholds of jumprelu features start
+as at first.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,7 +44,7 @@ class Resampling:
         check_steps("resampling.until", self.until)
         if self.every < 1:
             raise ValueError(f"resampling.every is {self.every}; it must be at least 1.")
-        if self.encoder_norm <= 0:
+        if not self.encoder_norm > 0:
             raise ValueError(f"resampling.encoder_norm is {self.encoder_norm}; it must be above 0.")
 
     def is_due(self, step: int, total_steps: int) -> bool:
@@ -99,15 +101,26 @@ def resample_dead_features(
     sae.W_dec[index] = decoded * row_norm
     sae.W_enc[:, index] = (encoded * column_norm * encoder_norm).T
     changed = [(sae.W_dec, 0), (sae.W_enc, 1)]
-    for name in _BIASES & sae._parameters.keys():
-        sae._parameters[name][index] = 0
+    first_values = dict.fromkeys(_BIASES, 0.0) | _first_thresholds(sae)
+    for name in first_values.keys() & sae._parameters.keys():
+        sae._parameters[name][index] = first_values[name]
         changed.append((sae._parameters[name], 0))
     for parameter, axis in changed:
         for value in optimizer.state.get(parameter, {}).values():
-            if isinstance(value, Tensor) and value.shape == parameter.shape:
+            # whole numbers are codes of 8-bit moments, in which 0 does not stand for 0
+            is_moment = isinstance(value, Tensor) and value.is_floating_point()
+            if is_moment and value.shape == parameter.shape:
                 value.index_fill_(axis, index, 0)
     logger.info("Resampled %d dead features.", len(index))
     return len(index)
+
+
+def _first_thresholds(sae: Any) -> dict[str, float]:
+    """What thresholds start with: one that has risen would keep the new feature dead."""
+    first = getattr(sae.cfg, "jumprelu_init_threshold", None)
+    if first is None:
+        return {}
+    return {"threshold": first, "log_threshold": math.log(max(first, 1e-30))}
 
 
 def _directions(rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:

@@ -260,7 +260,8 @@ class ScheduledSettings:
 
 def _weights_of(sae: Any, features: Any) -> dict[str, float | None]:
     """The weights in an SAE's loss by name; the features' aux-k counts as its auxiliary term."""
-    weights: dict[str, float | None] = {"sparsity": 1.0 if sae.get_coefficients() else None}
+    coefficients = [coefficient.value for coefficient in sae.get_coefficients().values()]
+    weights: dict[str, float | None] = {"sparsity": max(coefficients, default=None)}
     weights |= {name: getattr(sae.cfg, field, None) for name, field in _FIELDS.items()}
     if features.aux_k is not None:
         weights["auxiliary"] = features.aux_k.coefficient

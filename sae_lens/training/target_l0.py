@@ -41,7 +41,8 @@ class TargetL0:
     smoothing: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.target <= 0 or self.rate <= 0 or self.damping < 0 or not 0 <= self.smoothing < 1:
+        sane = self.target > 0 and self.rate > 0 and self.damping >= 0
+        if not (sane and 0 <= self.smoothing < 1):
             raise ValueError(
                 f"target_l0 is {self}; target and rate must be above 0, damping at least "
                 "0, smoothing in [0, 1)."
@@ -75,10 +76,15 @@ class L0Controller:
         self._underway: LateNumber | None = None
         if settings is None:
             return
-        if not sae.get_coefficients():
+        coefficients = sae.get_coefficients()
+        if not coefficients:
             raise ValueError(
                 f"target_l0 steers a sparsity coefficient; {sae.cfg.architecture!r} SAEs have "
                 "none. Their k is their L0."
+            )
+        if not any(coefficient.value for coefficient in coefficients.values()):
+            raise ValueError(
+                "target_l0 multiplies the sparsity coefficient, which is 0; set one above it."
             )
         if settings.target > sae.cfg.d_sae:
             raise ValueError(

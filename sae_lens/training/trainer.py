@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -228,7 +229,10 @@ class SAETrainer(TrainerReports, TrainerState):
             # The final checkpoint, too, can be gone on from, for a longer training.
             # Weights that stay as they are are not copied: those of a large SAE may not fit twice.
             changes = self._finishing_changes_weights
-            self._state_before_finishing = self._resume_state(copies_weights=changes)
+            state = self._resume_state(copies_weights=changes)
+            # An update moves moments and gradients as well.
+            self._state_before_finishing = deepcopy(state) if self._has_gradients_left else state
+            self._update_with_what_is_left()
             self._finish_weights()
             self.save_checkpoint(
                 trainer=self,
@@ -255,10 +259,7 @@ class SAETrainer(TrainerReports, TrainerState):
             self.statistics.update(reported_features(output))
             self._advance_schedules()
             return output
-        if self.normalizes_decoder and sae.W_dec.grad is not None:
-            # Along its own direction a row could only grow, which the next normalisation undoes.
-            sae.remove_gradient_parallel_to_decoder_directions()
-        norm = gradient_norm(sae.parameters())
+        norm = self._norm_of_gradients(sae)
         skip = self._nonfinite.observe(output.loss, norm, sae_in, self.n_training_steps)
         is_alone = self.features.features.gradient_accumulation_steps == 1
         if output.is_incomplete is not None and is_alone:
@@ -270,9 +271,7 @@ class SAETrainer(TrainerReports, TrainerState):
             self.optimizer.step()  # without gradients it changes nothing, but schedules expect it
         else:
             self.statistics.update(reported_features(output))
-            limit = self.features.features.max_gradient_norm
-            clip_and_step(self.optimizer, sae.parameters(), norm, skip, limit)
-            sae.recycle_gradients()
+            self._update(sae, norm, skip)
             self.features.after_step(
                 sae, self.optimizer, sae_in, output, self.n_training_steps, self.dead_neurons
             )
@@ -293,6 +292,29 @@ class SAETrainer(TrainerReports, TrainerState):
                 self._reset_running_sparsity_stats()
         self._is_prepared = True
         self.features.before_step(sae, self.n_training_steps)
+
+    def _norm_of_gradients(self, sae: TrainingSAE) -> Tensor | None:
+        if self.normalizes_decoder and sae.W_dec.grad is not None:
+            # Along its own direction a row could only grow, which the next normalisation undoes.
+            sae.remove_gradient_parallel_to_decoder_directions()
+        return gradient_norm(sae.parameters())
+
+    def _update(self, sae: TrainingSAE, norm: Tensor | None, skip: Tensor | None = None) -> None:
+        limit = self.features.features.max_gradient_norm
+        clip_and_step(self.optimizer, sae.parameters(), norm, skip, limit)
+        sae.recycle_gradients()
+
+    def _update_with_what_is_left(self) -> None:
+        """The last batches, too few for a whole accumulation, count as well."""
+        if not self._has_gradients_left:
+            return
+        norm = self._norm_of_gradients(self.sae)
+        if norm is None or not bool(torch.isfinite(norm)):
+            logger.warning("The gradients of the last steps are not finite: no update.")
+            return
+        self._update(self.sae, norm)
+        self.optimizer.zero_grad()
+        self.features.averager.update(self.sae)
 
     def _advance_schedules(self) -> None:
         step_schedule(self.lr_scheduler)
@@ -361,10 +383,15 @@ class SAETrainer(TrainerReports, TrainerState):
         return chosen_optimizer(features.optimizer, groups, cfg.lr, betas)
 
     @property
+    def _has_gradients_left(self) -> bool:
+        return not self.features.completes_update(self.n_training_steps - 1)
+
+    @property
     def _finishing_changes_weights(self) -> bool:
         return (
-            self.normalizes_decoder
-            or bool(self.features.averager.averages)
+            self._has_gradients_left
+            or self.normalizes_decoder
+            or self.features.features.weight_average is not None
             or self.source.norm_scaling_factor is not None
             or self.source.whitening is not None
         )

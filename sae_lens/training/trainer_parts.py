@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
+from sae_lens.saes.idle_settings import idle_settings
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.evaluation import Evaluator, InModelEvaluator
 from sae_lens.training.features import TrainingFeatures
@@ -21,6 +23,8 @@ from sae_lens.training.sources import (
     SourceSettings,
     StoreSource,
 )
+
+_log = logging.getLogger(__name__)
 
 
 class TrainerParts(NamedTuple):
@@ -79,6 +83,10 @@ def _parts_on_iterator(
 ) -> TrainerParts:
     if hasattr(cfg, "to_sae_trainer_config"):
         cfg = cfg.to_sae_trainer_config()
+    for name, value in idle_settings(sae.cfg).items():
+        _log.warning(
+            "%s=%r has no effect on the %s architecture.", name, value, sae.cfg.architecture
+        )
     source: ActivationSource
     if hasattr(data_provider, "next_batch"):
         source = StoreSource(data_provider, source_settings(cfg, data_provider, sae))
@@ -125,18 +133,33 @@ def make_coefficient_schedulers(sae: Any, cfg: Any) -> dict[str, L1Scheduler]:
     The flat form has exactly one, of the run's config where that has it. In the 6.x form they come
     from the SAE's config; the topk family has none.
     """
-    steps = cfg.total_training_steps
     if sae.form == "v5" and hasattr(cfg, "l1_coefficient"):
-        warm_up = steps_of_setting("l1_warm_up_steps", cfg.l1_warm_up_steps, steps)
-        return {"l1": L1Scheduler(warm_up, steps, cfg.l1_coefficient)}
+        coefficients = {"l1": (cfg.l1_coefficient, cfg.l1_warm_up_steps)}
+    else:
+        coefficients = {
+            name: (coefficient.value, coefficient.warm_up_steps)
+            for name, coefficient in sae.get_coefficients().items()
+        }
     return {
-        name: L1Scheduler(
-            steps_of_setting(f"{name}_warm_up_steps", coefficient.warm_up_steps, steps),
-            steps,
-            coefficient.value,
-        )
-        for name, coefficient in sae.get_coefficients().items()
+        name: _coefficient_scheduler(name, value, warm_up, cfg.total_training_steps)
+        for name, (value, warm_up) in coefficients.items()
     }
+
+
+def _coefficient_scheduler(
+    name: str, value: float, warm_up: int | float, total_steps: int
+) -> L1Scheduler:
+    warm_up = steps_of_setting(f"{name}_warm_up_steps", warm_up, total_steps)
+    if warm_up > total_steps > 0:
+        _log.warning(
+            "%s_warm_up_steps=%s is longer than the training, %d steps: the sparsity coefficient "
+            "only rises to %.0f%% of its value.",
+            name,
+            warm_up,
+            total_steps,
+            100 * total_steps / warm_up,
+        )
+    return L1Scheduler(warm_up, total_steps, value)
 
 
 def make_lr_scheduler(optimizer: torch.optim.Optimizer, cfg: Any) -> LRScheduler:

@@ -157,6 +157,29 @@ def test_fields_without_effect_say_so_and_are_no_error() -> None:
             "scale_sparsity_penalty_by_decoder_norm=True",
         ),
         ({"cached_activations_path": "somewhere"}, "'somewhere' is not read"),
+        ({"lp_norm": 2, "architecture": "gated"}, "lp_norm=2 has no effect on the gated"),
+        ({"jumprelu_bandwidth": 0.1}, "jumprelu_bandwidth=0.1 has no effect on the standard"),
+        ({"l1_coefficient": 2.0, "architecture": "topk"}, "l1_coefficient=2.0 has no effect"),
+        ({"activation_fn": "tanh-relu", "architecture": "jumprelu"}, "activation_fn='tanh-relu'"),
+        ({"decoder_heuristic_init_norm": 0.3}, "decoder_heuristic_init_norm=0.3 has no effect"),
+        (
+            {"architecture": "batchtopk", "activation_fn_kwargs": {"k": 3}, "lp_norm": 2},
+            "lp_norm=2 has no effect on the batchtopk",
+        ),
+        ({"lr_end": 1e-9}, "lr_end=1e-09 has no effect: the schedule is constant"),
+        ({"n_restart_cycles": 3}, "n_restart_cycles=3 has no effect"),
+        ({"finetuning_method": "scale"}, "no effect: finetuning_tokens is 0"),
+        ({"llm_compilation_mode": "max-autotune"}, "no effect: compile_llm is False"),
+        ({"sae_compilation_mode": "max-autotune"}, "no effect: compile_sae is False"),
+        ({"keep_best_mode": "min"}, "no effect: keep_best_metric is None"),
+        ({"eval_dataset_split": "test"}, "no effect: eval_dataset_path is None"),
+        ({"eval_dataset_path": "x", "log_to_wandb": False}, "nothing is evaluated without a log"),
+        (
+            {"use_cached_activations": True, "autocast_lm": True, "log_to_wandb": False},
+            "no effect: the activations are read from a cache",
+        ),
+        ({"mse_loss_normalization": "batch"}, "plain squared errors are taken"),
+        ({"features": {"whitening_shrinkage": 0.5}}, "normalize_activations is 'none'"),
     ],
 )  # fmt: skip
 def test_settings_that_do_nothing_here_are_pointed_out(
@@ -166,6 +189,8 @@ def test_settings_that_do_nothing_here_are_pointed_out(
     assert words in caplog.text
     caplog.clear()
     config(noise_scale=0.1, lp_norm=2)
+    config(lr_end=1e-5, lr_scheduler_name="cosineannealing", keep_best_metric="a/b")
+    config(architecture="jumprelu", jumprelu_bandwidth=0.1, jumprelu_init_threshold=0.1)
     assert caplog.text == ""
 
 

@@ -25,6 +25,11 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ({"target_l0": {"goal": 1}}, r"features\.target_l0 has no goal"),
     ({"target_l0": {}}, r"features\.target_l0 is incomplete"),
     ({"target_l0": {"target": 0}}, "must be above 0"),
+    ({"target_l0": {"target": float("nan")}}, "must be above 0"),
+    (
+        {"target_l0": {"target": 5}, "weight_schedules": {"sparsity": {}}},
+        "both move the sparsity coefficient",
+    ),
     ({"k_schedule": {"initial_k": 8, "steps": 1.5}}, "a float is a share"),
     ({"k_schedule": {"initial_k": 8, "cold_steps": 1.01}}, "a float is a share"),
     ({"k_schedule": {"initial_k": 8, "kind": "cubic"}}, "allowed are linear, exponential"),
@@ -88,6 +93,14 @@ STANDARD = StandardTrainingSAEConfig
 TOPK = (TopKTrainingSAEConfig, {"k": 4})
 WITH_AN_SAE: list[tuple[Any, dict[str, Any], str]] = [
     (STANDARD, {"target_l0": {"target": D_SAE + 1}}, "there are only 48 features"),
+    ((STANDARD, {"l1_coefficient": 0.0}), {"target_l0": {"target": 5}}, "coefficient, which is 0"),
+    ((STANDARD, {"l1_coefficient": 0.0}), {"weight_schedules": {"sparsity": {}}}, "weight is 0"),
+    (STANDARD, {"optimizer": {"path": "torch.optim.LBFGS"}}, "needs no closure"),
+    (
+        STANDARD,
+        {"optimizer": {"path": "torch.optim.SGD", "options": {"speed": 2}}},
+        "does not take the options .*speed",
+    ),
     (STANDARD, {"k_schedule": {"initial_k": 8}}, "select k features"),
     (STANDARD, {"weight_schedules": {"auxiliary": {}}}, "nothing to scale"),
     (STANDARD, {"jumprelu_lr_factor": 0.5}, "SAEs learn none"),
@@ -162,6 +175,18 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ),
     ({"architecture": "topk", "activation_fn_kwargs": {"k": 2049}}, "says k=2049"),
     ({"architecture": "topk", "activation_fn_kwargs": {"k": 0}}, "says k=0"),
+    ({"architecture": "topk", "activation_fn_kwargs": {"k": "3"}}, "says k='3'"),
+    ({"architecture": "topk", "activation_fn_kwargs": {"k": 2.5}}, "a whole number"),
+    ({"architecture": "jumprelu", "jumprelu_bandwidth": 0.0}, "must be above 0"),
+    ({"architecture": "jumprelu", "jumprelu_init_threshold": 0.0}, "must be above 0"),
+    ({"lr": -1.0}, "lr is -1.0; it must be a finite number"),
+    ({"lr": float("nan")}, "lr is nan"),
+    ({"adam_beta1": 1.0}, r"adam_beta1 is 1.0; it must lie in \[0, 1\)"),
+    ({"l1_coefficient": -1.0}, "l1_coefficient is -1.0"),
+    ({"l1_coefficient": float("inf")}, "l1_coefficient is inf"),
+    ({"noise_scale": -0.5}, "noise_scale is -0.5"),
+    ({"n_eval_batches": 0}, "n_eval_batches is 0; it must be at least 1"),
+    ({"eval_batch_size_prompts": 0}, "eval_batch_size_prompts is 0; it must be at least 1"),
 ]
 
 
@@ -174,6 +199,16 @@ def test_runs_that_contradict_themselves(fields: dict[str, Any], message: str):
 SAES: list[tuple[Any, dict[str, Any], str]] = [
     (TopKTrainingSAEConfig, {"k": D_SAE + 1}, "between 1 and the number of features, 48"),
     (BatchTopKTrainingSAEConfig, {"k": D_SAE + 0.5}, "between 1 and the number of features, 48"),
+    (TopKTrainingSAEConfig, {"k": 2.5}, "a whole number"),
+    (TopKTrainingSAEConfig, {"k": "3"}, "k is '3'; it must be a number"),
+    (BatchTopKTrainingSAEConfig, {"k": True}, "k is True; it must be a number"),
+    (MatryoshkaBatchTopKTrainingSAEConfig, {"k": 4, "matryoshka_widths": [4.5]}, "whole numbers"),
+    (MatryoshkaBatchTopKTrainingSAEConfig, {"k": 4, "matryoshka_widths": ["a"]}, "whole numbers"),
+    (MatchingPursuitTrainingSAEConfig, {"max_iterations": 0}, "max_iterations is 0"),
+    (MatchingPursuitTrainingSAEConfig, {"max_iterations": 1.5}, "max_iterations is 1.5"),
+    (MatchingPursuitTrainingSAEConfig, {"residual_threshold": -1.0}, "is at least 0"),
+    (JumpReLUTrainingSAEConfig, {"jumprelu_bandwidth": -0.1}, "must be above 0"),
+    (JumpReLUTrainingSAEConfig, {"jumprelu_init_threshold": -0.1}, "at least 0"),
     (
         MatryoshkaBatchTopKTrainingSAEConfig,
         {"k": 4, "matryoshka_widths": [16, 8, D_SAE]},
@@ -208,3 +243,23 @@ def test_an_output_hook_before_the_input_hook(kind: str):
             hook_name="blocks.2.hook_resid_pre",
             hook_name_out="blocks.1.hook_mlp_out",
         )
+
+
+BATCHES: list[tuple[dict[str, Any], str]] = [
+    ({"lr": -1.0}, "lr is -1.0"),
+    ({"adam_beta2": 2.0}, "adam_beta2 is 2.0"),
+    ({"n_checkpoints": -1}, "n_checkpoints is -1"),
+    ({"n_restart_cycles": 0}, "n_restart_cycles is 0"),
+]
+
+
+@pytest.mark.parametrize(("fields", "message"), BATCHES)
+def test_trainings_on_batches_that_cannot_be(fields: dict[str, Any], message: str):
+    with pytest.raises(ValueError, match=message):
+        SAETrainerConfig(64, 16, **fields)
+
+
+def test_a_warm_up_longer_than_the_training_is_pointed_out(caplog: Any):
+    trainer(make_sae(STANDARD, l1_warm_up_steps=48), {})
+    assert "l1_warm_up_steps=48 is longer than the training, 12 steps" in caplog.text
+    assert "only rises to 25% of its value" in caplog.text

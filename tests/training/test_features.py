@@ -146,6 +146,32 @@ def test_accumulated_batches_are_one_larger_batch():
         assert_close(four.state_dict()[name], value)
 
 
+def test_batches_left_over_from_an_accumulation_count():
+    def trained(n_steps: int, every: int) -> Any:
+        features = {"gradient_accumulation_steps": every, "weight_average": {"decay": 0.5}}
+        sae = make_sae()
+        trainer(sae, features, n_steps=n_steps).fit()
+        return sae
+
+    untrained = make_sae()
+    assert not torch.equal(trained(3, 5).W_dec, untrained.W_dec)  # fewer than one accumulation
+    assert not torch.equal(trained(6, 4).W_dec, trained(4, 4).W_dec)
+
+
+def test_a_training_goes_on_from_before_the_leftover_batches(tmp_path: Path):
+    features = {"gradient_accumulation_steps": 4, "weight_average": {"decay": 0.5}}
+    whole, first, rest = make_sae(), make_sae(), make_sae()
+    trainer(whole, features, n_steps=12).fit()
+    trainer(
+        first, features, n_steps=6, checkpoint_path=str(tmp_path), save_final_checkpoint=True
+    ).fit()
+    resumed = trainer(rest, features, n_steps=12, checkpoint_path=str(tmp_path))
+    resumed.resume(tmp_path / f"final_{6 * N}")
+    resumed.fit()
+    for name, value in whole.state_dict().items():
+        assert torch.equal(rest.state_dict()[name], value), name
+
+
 def test_checkpoints_wait_for_an_accumulation_to_complete(tmp_path: Path):
     run = trainer(
         make_sae(),
@@ -200,6 +226,8 @@ def test_new_features_point_to_activations_with_a_large_loss(architecture: str):
     sae = make_sae(config, **fields)
     batch = activations(40, D_IN + fields.get("d_out", 0))
     with torch.no_grad():
+        if architecture == "jumprelu":
+            sae.threshold += 2
         sae.b_dec.normal_()
         x, target = sae.split_batch(batch)
         x[7] *= 30  # nothing else is worth a thought beside it
@@ -222,6 +250,9 @@ def test_new_features_point_to_activations_with_a_large_loss(architecture: str):
     for name in ("b_enc", "b_gate", "b_mag", "r_mag"):
         if name in dict(sae.named_parameters()):
             assert not getattr(sae, name)[dead].any()
+    if architecture == "jumprelu":  # one that has risen would keep the feature dead
+        assert_close(sae.threshold[dead], torch.full((9,), sae.cfg.jumprelu_init_threshold))
+        assert (sae.threshold[~dead] > 1).all()
     moments = optimizer.state[sae.W_enc]["exp_avg"]
     assert not moments[:, dead].any() and moments[:, ~dead].any()
 
