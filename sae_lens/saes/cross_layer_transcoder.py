@@ -24,7 +24,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from sae_lens.hook_names import layer_of
+from sae_lens.hook_names import layer_of, runs_before
 from sae_lens.registry import register_sae_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.config import ArchitectureSAEConfig
@@ -87,18 +87,17 @@ class CrossLayerFields:
                 "A cross-layer transcoder needs at least two layers, and an output for each input: "
                 f"there are {n_read} hook_names and {n_written} hook_names_out."
             )
-        for number, (name, out) in enumerate(
-            zip(self.hook_names, self.hook_names_out, strict=True)
-        ):
-            if layer_of(out) < layer_of(name):
+        for name, out in zip(self.hook_names, self.hook_names_out, strict=True):
+            if layer_of(out) < layer_of(name) or runs_before(out, name):
                 raise ValueError(
-                    f"The output {out!r} lies in an earlier layer than its input {name!r}. "
-                    "Exchange them, or put both lists into the order of the layers."
+                    f"The output {out!r} runs before its input {name!r}. Exchange them, or put "
+                    "both lists into the order of the layers."
                 )
-            if number and layer_of(name) < layer_of(self.hook_names[number - 1]):
-                raise ValueError(
-                    f"hook_names is {self.hook_names}; it must be in the order of the layers."
-                )
+        for field_name in CLT_KEYS:
+            names = getattr(self, field_name)
+            layers = [layer_of(name) for name in names]
+            if layers != sorted(layers):
+                raise ValueError(f"{field_name} is {names}; it must be in the order of the layers.")
 
     @property
     def sites(self) -> tuple[HookSite, ...]:

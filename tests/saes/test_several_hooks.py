@@ -291,10 +291,17 @@ def test_bad_settings_are_refused(architecture: str) -> None:
         writes = good["hook_names_out"]
         cases |= {
             "an output for each input": {"hook_names_out": writes[:-1]},
-            "lies in an earlier layer": {"hook_names_out": [writes[1], writes[2], writes[0]]},
+            "runs before its input": {"hook_names_out": [writes[1], writes[2], writes[0]]},
             "order of the layers": {
                 "hook_names": reads[::-1],
                 "hook_names_out": ["blocks.9.a", "blocks.9.b", "blocks.9.c"],
+            },
+            "runs before its input 'blocks.0.hook_mlp_out'": {
+                "hook_names": writes,
+                "hook_names_out": reads,
+            },
+            "hook_names_out is .* order": {
+                "hook_names_out": ["blocks.8.a", "blocks.9.b", "blocks.7.c"]
             },
             "multiple of the number of layers": {"d_sae": 50},
         }
