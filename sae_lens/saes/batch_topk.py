@@ -74,7 +74,7 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
     def training_forward_pass(self, *args: Any, **kwargs: Any) -> TrainStepOutput:
         """As every training pass; also moves the running threshold."""
         output = super().training_forward_pass(*args, **kwargs)
-        self.update_topk_threshold(reported_features(output))
+        self.update_topk_threshold(reported_features(output), output.is_incomplete)
         output.metrics["topk_threshold"] = self.topk_threshold
         return output
 
@@ -97,11 +97,21 @@ class BatchTopKTrainingSAE(TopKTrainingSAE):
         )
 
     @torch.no_grad()
-    def update_topk_threshold(self, feature_acts: Tensor) -> None:
-        """Move towards the smallest positive kept activation; stay when there is none."""
+    def update_topk_threshold(
+        self, feature_acts: Tensor, is_left_out: Tensor | None = None
+    ) -> None:
+        """Move towards the smallest positive kept activation; stay when there is none.
+
+        Args:
+            feature_acts: features of a batch, dense or sparse.
+            is_left_out: bool scalar tensor; where it is true, the batch does not count.
+        """
         smallest = self.smallest_kept(feature_acts.detach()).to(self.topk_threshold.dtype)
         moved = torch.lerp(self.topk_threshold, smallest, self.cfg.topk_threshold_lr)
-        self.topk_threshold.copy_(torch.where(smallest.isfinite(), moved, self.topk_threshold))
+        moves = smallest.isfinite()
+        if is_left_out is not None:
+            moves = moves & ~is_left_out
+        self.topk_threshold.copy_(torch.where(moves, moved, self.topk_threshold))
 
     def smallest_kept(self, feature_acts: Tensor) -> Tensor:
         """The smallest positive activation of a batch, dense or sparse; not finite without one."""

@@ -7,6 +7,7 @@ sums are taken in the same order whatever the number of entries is.
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -132,11 +133,13 @@ def test_any_room_that_is_enough_gives_the_same_bits(
 def test_without_enough_room_there_is_no_gradient(config: Any) -> None:
     sae = TrainingSAE(copy.deepcopy(config))
     randomize(sae)
-    _, output, gradients = one_pass(sae, a_step(sae), looks=False, room=3)
+    trained, output, gradients = one_pass(sae, a_step(sae), looks=False, room=3)
     assert output.is_incomplete is not None and bool(output.is_incomplete)
     assert torch.isfinite(output.loss)
     for name, gradient in gradients.items():
         assert not gradient.any(), name
+    for name, buffer in sae.named_buffers():
+        assert torch.equal(trained.get_buffer(name), buffer), name
 
 
 def test_a_host_that_looks_knows_of_no_room() -> None:
@@ -216,6 +219,45 @@ def test_a_batch_without_room_is_left_out(
             assert not torch.equal(trainer.sae.W_enc, before["W_enc"])
     assert "A batch was left out" in caplog.text
     assert output.metrics["batches_left_out"] == 1.0
+
+
+@pytest.mark.usefixtures("far_away")
+def test_a_resumed_run_leaves_out_the_same_batches(tmp_path: Any) -> None:
+    """Those that found no room are not known of yet at the checkpoint."""
+
+    def batches() -> Iterator[Tensor]:
+        for step in range(12):
+            scale = 100.0 if step in (5, 6) else 1e-3
+            yield torch.randn(12, D_IN, generator=torch.Generator().manual_seed(step)) * scale
+
+    def trainer() -> SAETrainer:
+        torch.manual_seed(0)
+        sae = make_training_sae("standard")
+        with torch.no_grad():
+            sae.b_enc.fill_(-0.5)
+            sae.b_enc[:2] = 1.0
+        cfg = SAETrainerConfig(
+            total_training_samples=12 * 12,
+            train_batch_size_samples=12,
+            sparse_kernels="sparse",
+            checkpoint_path=str(tmp_path),
+            n_checkpoints=2,
+        )
+        return SAETrainer(cfg, sae, batches)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sae_lens.kernels.entry_capacity._LEAST", 1)
+        whole = trainer()
+        whole.fit()
+        resumed = trainer()
+        resumed.resume(tmp_path / "84")
+        assert resumed.n_training_steps == 7
+        resumed.fit()
+    for one in (whole, resumed):
+        assert one.sae._entry_capacities[0].n_left_out == 2
+    wanted = whole.sae.state_dict()
+    for name, value in resumed.sae.state_dict().items():
+        assert torch.equal(value, wanted[name]), name
 
 
 @pytest.mark.usefixtures("far_away")

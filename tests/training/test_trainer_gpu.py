@@ -41,11 +41,12 @@ def make_trainer(config: Any, device: str, batches: torch.Tensor, **fields: Any)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda c: str(c.architecture))
-def test_the_gpu_trains_as_the_cpu_does(config: Any) -> None:
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+def test_the_gpu_trains_as_the_cpu_does(config: Any, mode: str) -> None:
     batches = torch.randn(STEPS, BATCH, D_IN, generator=torch.Generator().manual_seed(0))
     trained = []
     for device in ("cpu", "cuda"):
-        trainer = make_trainer(config, device, batches)
+        trainer = make_trainer(config, device, batches, sparse_kernels=mode)
         assert is_fused(trainer.optimizer)
         trained.append(trainer.fit().state_dict())
     for name, value in trained[0].items():
