@@ -28,7 +28,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contests import Entry, hold, median, ratio, seconds_per_token
+from benchmarks.contests import Entry, environment_of, hold, median, ratio, seconds_per_token
 from benchmarks.environments import (
     CONTENDERS,
     DICTIONARY_LEARNING,
@@ -233,7 +233,7 @@ class Benchmark:
         for number in range(1 + (1 if self.options.quick else 3)):
             for kind, code in {"torch": "import torch", **STARTS}.items():
                 for entry in entries:
-                    seconds = time_of(entry.python, code, self.options.clock, self.folder)
+                    seconds = time_of(entry, code, self.options.clock, self.folder)
                     if number:  # the first one fills the cache of files
                         times.setdefault((entry.contender.name, kind), []).append(seconds)
         self.results["startup"] = {"code": STARTS, "results": []}
@@ -247,10 +247,16 @@ class Benchmark:
         self.save()
 
 
-def time_of(python: Path, code: str, clock: str, folder: Path) -> float:
+def time_of(entry: Entry, code: str, clock: str, folder: Path) -> float:
     """Seconds that a fresh process takes for some code."""
     before, start = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    subprocess.run([str(python), "-c", code], check=True, capture_output=True, cwd=folder / "venvs")
+    subprocess.run(
+        [str(entry.python), "-c", code],
+        check=True,
+        capture_output=True,
+        cwd=folder / "venvs",
+        env=environment_of(entry.contender),
+    )
     wall = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime

@@ -27,6 +27,8 @@ from sae_lens.saes.training_step import reported_features
 from sae_lens.training.optim import clip_and_step, gradient_norm, make_optimizer
 from sae_lens.training.statistics import FiringStatistics
 
+# So small that about as many features stay active as at first.
+LEARNING_RATE = 1e-7
 ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
 
 
@@ -85,32 +87,51 @@ def make_sae(options: argparse.Namespace, architecture: str, x: Tensor) -> Train
     return sae
 
 
-def measure(options: argparse.Namespace, architecture: str, mode: str) -> dict[str, Any]:
-    """Time steps of one architecture in one mode."""
-    torch.manual_seed(0)
-    batches = make_batches(options.d_in, options.batch, options.device)
-    sae = make_sae(options, architecture, batches[0]).train()
-    sae.sparse_kernels = mode  # type: ignore[assignment]
-    optimizer = make_optimizer(sae.parameters(), lr=3e-4, beta1=0.9, beta2=0.999)
-    firing = FiringStatistics(options.d_sae, sae.device)
-    autocast = torch.autocast(sae.device.type, dtype=torch.bfloat16, enabled=options.autocast)
-    nobody_is_dead = torch.zeros(options.d_sae, dtype=torch.bool, device=sae.device)
+class Steps:
+    """Training steps of one architecture, and encoder products beside them."""
 
-    def step(x: Tensor) -> Any:
-        with autocast:
-            output = sae.training_forward_pass(x, 1e-3, nobody_is_dead)
-        firing.update(reported_features(output))
+    def __init__(self, options: argparse.Namespace, architecture: str, mode: str) -> None:
+        torch.manual_seed(0)
+        self.batches = make_batches(options.d_in, options.batch, options.device)
+        self.sae = make_sae(options, architecture, self.batches[0]).train()
+        self.sae.sparse_kernels = mode  # type: ignore[assignment]
+        self.optimizer = make_optimizer(
+            self.sae.parameters(), lr=LEARNING_RATE, beta1=0.9, beta2=0.999
+        )
+        self.firing = FiringStatistics(options.d_sae, self.sae.device)
+        self.autocast = torch.autocast(
+            self.sae.device.type, dtype=torch.bfloat16, enabled=options.autocast
+        )
+        self.nobody_is_dead = torch.zeros(options.d_sae, dtype=torch.bool, device=self.sae.device)
+
+    def take(self, number: int) -> Any:
+        """One step; returns the output of its training pass."""
+        sae = self.sae
+        with self.autocast:
+            x = self.batches[number % len(self.batches)]
+            output = sae.training_forward_pass(x, 1e-3, self.nobody_is_dead)
+        self.firing.update(reported_features(output))
         output.loss.backward()
-        clip_and_step(optimizer, sae.parameters(), gradient_norm(sae.parameters()))
+        clip_and_step(self.optimizer, sae.parameters(), gradient_norm(sae.parameters()))
         sae.recycle_gradients()
-        optimizer.zero_grad()
+        self.optimizer.zero_grad()
         return output
 
-    def timed(work: Callable[[], Any]) -> tuple[float, Any]:
+    def take_floor(self, number: int) -> Tensor:
+        """The encoder's product alone."""
+        return self.batches[number % len(self.batches)] @ self.sae.W_enc.data
+
+
+def measure(options: argparse.Namespace, architecture: str, mode: str) -> dict[str, Any]:
+    """Time steps of one architecture in one mode."""
+    taken = Steps(options, architecture, mode)
+    sae = taken.sae
+
+    def timed(work: Callable[[int], Any], number: int) -> tuple[float, Any]:
         clock = time.process_time if options.clock == "cpu" else time.perf_counter
         synchronize()
         start = clock()
-        result = work()
+        result = work(number)
         synchronize()
         return clock() - start, result
 
@@ -119,18 +140,13 @@ def measure(options: argparse.Namespace, architecture: str, mode: str) -> dict[s
             torch.cuda.synchronize()
 
     steps, floors, output = [], [], None
-    for i in range(options.warmup + options.steps):
-        x = batches[i % len(batches)]
-        step_time, output = timed(lambda x=x: step(x))
-        floor_time, _ = timed(lambda x=x: x @ sae.W_enc.data)
-        if i >= options.warmup:
+    for number in range(options.warmup + options.steps):
+        step_time, output = timed(taken.take, number)
+        floor_time, _ = timed(taken.take_floor, number)
+        if number >= options.warmup:
             steps.append(step_time)
             floors.append(floor_time)
     assert output is not None
-    if options.profile:
-        with torch.profiler.profile() as profile:
-            step(batches[0])
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=25))
     feature_acts = reported_features(output)
     active = feature_acts._nnz() if feature_acts.is_sparse else int(feature_acts.count_nonzero())
     return {
@@ -157,11 +173,8 @@ def peak_memory(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
-    parser.add_argument("--modes", nargs="+", default=["auto"], help="auto, dense, sparse")
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Sizes, and how to measure."""
     parser.add_argument("--d-in", type=int, default=768)
     parser.add_argument("--d-sae", type=int, default=12288)
     parser.add_argument("--batch", type=int, default=1024)
@@ -170,8 +183,15 @@ def main() -> None:
     parser.add_argument("--warmup", type=int, default=3)
     parser.add_argument("--autocast", action="store_true", help="bfloat16 autocast")
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
-    parser.add_argument("--profile", action="store_true", help="also print where a step goes")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--architectures", nargs="+", default=ARCHITECTURES)
+    parser.add_argument("--modes", nargs="+", default=["auto"], help="auto, dense, sparse")
+    add_options(parser)
     options = parser.parse_args()
     for architecture in options.architectures:
         for mode in options.modes:

@@ -43,14 +43,22 @@ class Entry:
     error: str | None = None
 
 
+def environment_of(contender: Contender) -> dict[str, str]:
+    """Variables for a contender's processes; ours import the library beside this folder."""
+    environment = dict(os.environ)
+    environment.pop("PYTHONPATH", None)
+    if contender.is_ours:
+        environment["PYTHONPATH"] = str(HERE.parent)
+    return environment
+
+
 class Worker:
     """A process that does one unit of work at each request."""
 
     def __init__(self, script: str, entry: Entry, threads: int, log_folder: Path) -> None:
-        environment = dict(os.environ)
+        environment = environment_of(entry.contender)
         for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
             environment[name] = str(threads)
-        environment.pop("PYTHONPATH", None)
         log_folder.mkdir(parents=True, exist_ok=True)
         self.log = log_folder / f"{entry.contender.family}.log"
         with self.log.open("w") as errors:

@@ -77,6 +77,18 @@ class ActiveSet:
         """The set of `n_copies` such matrices on top of each other."""
         return self if n_copies == 1 else _StackedActiveSet(self, n_copies)
 
+    def interleaved(self, n_copies: int) -> tuple[Int[Tensor, " n_copies_nnz"], ActiveSet]:
+        """The set of a matrix with each row `n_copies` times in turn, and its order of `stacked`'s.
+
+        `values.flatten()[order]` are then values [n_copies, nnz] as entries of this set.
+        """
+        copies = torch.arange(n_copies, device=self.rows.device).unsqueeze(1)
+        rows = (self.rows * n_copies + copies).flatten()
+        shape = torch.Size((n_copies * self.shape[0], self.shape[1]))
+        order = stable_order(rows, shape[0])
+        cols = self.cols.repeat(n_copies).index_select(0, order)
+        return order, ActiveSet(rows.index_select(0, order), cols, shape)
+
     def dense(self, values: Float[Tensor, " nnz"]) -> Float[Tensor, "n_rows n_cols"]:
         """The matrix that has `values` at these positions."""
         return values.new_zeros(self.shape).index_put((self.rows, self.cols), values)

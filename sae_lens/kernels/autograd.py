@@ -17,7 +17,7 @@ from sae_lens.kernels.active_entries import ActiveEntries
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.entry_products import entry_products
 from sae_lens.kernels.precision import without_autocast
-from sae_lens.kernels.sparse_decode import sparse_decode
+from sae_lens.kernels.sparse_decode import decode_together, sparse_decode
 from sae_lens.kernels.weight_gradient import weight_gradient
 from sae_lens.kernels.workspace import Workspace
 
@@ -111,15 +111,14 @@ class _SparseDecode(torch.autograd.Function):
         workspace: Workspace,
         n_blocks: int,
     ) -> tuple[Tensor, Tensor | None]:
-        stacked = active.stacked(values.shape[0])
         with without_autocast(W_dec):
-            recons = sparse_decode(values.flatten(), stacked, W_dec)
+            recons = decode_together(values, active, W_dec)
             parts = W_dec.unflatten(1, (n_blocks, -1)) if n_blocks else None
             norms = None if parts is None else torch.linalg.vector_norm(parts, dim=-1)
         ctx.save_for_backward(values, W_dec, norms)
-        ctx.active, ctx.workspace = stacked, workspace
+        ctx.active, ctx.workspace = active.stacked(len(values)), workspace
         ctx.set_materialize_grads(False)
-        return recons.view(values.shape[0], -1, W_dec.shape[1]), norms
+        return recons, norms
 
     @staticmethod
     @once_differentiable

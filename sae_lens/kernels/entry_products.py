@@ -29,5 +29,10 @@ def entry_products(
     if compact.is_needed(W):
         features, among = compact.compacted(active)
         return entry_products(G.float(), W[features].float(), among).to(G.dtype)
-    pattern = active.csr(G.new_zeros(len(active)))
-    return torch.sparse.sampled_addmm(pattern, G.contiguous(), W.t(), beta=0.0).values()
+    if active.shape[0] > active.shape[1]:
+        pattern = active.csr(G.new_zeros(len(active)))
+        return torch.sparse.sampled_addmm(pattern, G.contiguous(), W.t(), beta=0.0).values()
+    # By feature, each row of W is read once and rows of G, the smaller matrix, again and again.
+    pattern = active.transposed_csr(G.new_zeros(len(active)))
+    by_column = torch.sparse.sampled_addmm(pattern, W, G.contiguous().t(), beta=0.0).values()
+    return torch.empty_like(by_column).index_copy_(0, active.column_order, by_column)

@@ -18,6 +18,23 @@ def reference(
     return active.dense(values) @ W
 
 
+def decode_together(
+    values: Float[Tensor, "sets nnz"], active: ActiveSet, W: Float[Tensor, "d_sae d_out"]
+) -> Float[Tensor, "sets batch d_out"]:
+    """`S @ W` for several S with the same entries.
+
+    On CPU one token after the other, so that rows of W are still in the cache when the second S
+    asks for them.
+    """
+    n_sets, n_rows = len(values), active.shape[0]
+    if n_sets == 1 or uses_triton(values):
+        recons = sparse_decode(values.flatten(), active.stacked(n_sets), W)
+        return recons.view(n_sets, n_rows, W.shape[1])
+    order, interleaved = active.interleaved(n_sets)
+    recons = sparse_decode(values.flatten().index_select(0, order), interleaved, W)
+    return recons.view(n_rows, n_sets, W.shape[1]).transpose(0, 1)
+
+
 def sparse_decode(
     values: Float[Tensor, " nnz"], active: ActiveSet, W: Float[Tensor, "d_sae d_out"]
 ) -> Float[Tensor, "batch d_out"]:

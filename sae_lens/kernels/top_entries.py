@@ -20,7 +20,7 @@ from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.sorting import stable_order
 from sae_lens.kernels.workspace import Workspace
 
-_GROUP_SIZE = 16
+_GROUP_SIZE = 64
 # Larger products are searched in pieces: 256 MiB of float32.
 _ELEMENTS_PER_PIECE = 1 << 26
 
@@ -189,7 +189,7 @@ def _group_maxima(
 ) -> Float[Tensor, "batch groups"]:
     """The largest entries of groups of columns, of which there are at least k if possible."""
     width = rank.shape[1]
-    size = min(_GROUP_SIZE, int(width / max(2 * k_per_row, 1)))
+    size = min(_GROUP_SIZE, int(width / max(3 * k_per_row, 1)))
     if size <= 1:
         return rank
     n_groups = width // size

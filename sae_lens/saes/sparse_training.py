@@ -111,11 +111,12 @@ def sparse_training_pass(
         torch.stack([v for v in (encoding.decoded_values, encoding.gate_values) if v is not None]),
         active,
     )
-    sae_out = sae.add_bypass(finish_decoding(sae, decoded.recons[0]), sae_in)
+    recons = decoded.recons.unbind()  # its gradient is one copy, that of indexing a sum of two
+    sae_out = sae.add_bypass(finish_decoding(sae, recons[0]), sae_in)
     decoding = SparseTrainingDecoding(
         processed_in=x,
         sae_out=sae_out,
-        gate_recons=None if encoding.gate_values is None else decoded.recons[1],
+        gate_recons=None if encoding.gate_values is None else recons[1],
         decoder_norms=decoded.norms,
     )
     per_item_mse_loss = sae.mse_loss_fn(sae_out, step.sae_in)

@@ -51,6 +51,11 @@ def test_products_equal_their_references(
     torch.testing.assert_close(
         entry_products.entry_products(G, W, active), entry_products.reference(G, W, active)
     )
+    several = torch.stack((values, -2 * values, values.square()))
+    for n_sets in (1, 3):
+        together = sparse_decode.decode_together(several[:n_sets], active, W)
+        apart = [sparse_decode.reference(each, active, W) for each in several[:n_sets]]
+        torch.testing.assert_close(together, torch.stack(apart))
     wanted = weight_gradient.reference(values, active, G, torch.empty_like(W))
     for out in (torch.full_like(W, torch.nan), torch.full_like(W.T, torch.nan).contiguous().T):
         filled = weight_gradient.weight_gradient(values, active, G, out)
