@@ -6,6 +6,7 @@ a config creates no folders; the trainer does when it first writes.
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,6 +27,9 @@ _SHARES_OF_ONE_WAY = (
     ("lr_warm_up_steps", "lr_cool_down_steps"),
     ("k_cold_booting_steps", "k_warmup_steps"),
 )
+
+# exp of it is a number in float32.
+_LARGEST_LOG = 80.0
 
 #: names of the optimiser's parameter groups
 PARAMETER_GROUPS = ("others", "jumprelu")
@@ -80,22 +84,22 @@ class TrainerConfig(BaseConfig):
         exp_result_path: folder for results.
     """
 
-    l1_coefficient: float | None = 0.00008
+    l1_coefficient: float | None = Field(default=0.00008, ge=0.0)
     l1_coefficient_warmup_steps: int | float = 0.1
-    lp_coefficient: float | None = None
-    auxk_coefficient: float | None = None
+    lp_coefficient: float | None = Field(default=None, ge=0.0)
+    auxk_coefficient: float | None = Field(default=None, ge=0.0)
     amp_dtype: torch.dtype | None = Field(default=torch.bfloat16, exclude=True)
     sparsity_loss_type: SparsityLossName | None = None
-    tanh_stretch_coefficient: float = 4.0
-    frequency_scale: float = 0.01
-    p: int = 1
+    tanh_stretch_coefficient: float = Field(default=4.0, gt=0.0)
+    frequency_scale: float = Field(default=0.01, gt=0.0)
+    p: int = Field(default=1, ge=1)
     initial_k: int | float | None = None
     k_warmup_steps: int | float = 0.1
     k_cold_booting_steps: int | float = 0
     k_schedule_type: KScheduleName = "linear"
     k_exponential_factor: float = 3.0
-    k_aux: int = 512
-    dead_threshold: float = 10_000_000
+    k_aux: int = Field(default=512, ge=1)
+    dead_threshold: float = Field(default=10_000_000, ge=0.0)
     skip_metrics_calculation: bool = False
     gradient_accumulation_steps: int = Field(default=1, ge=1)
     lr: float | dict[str, float] = 0.0004
@@ -106,7 +110,7 @@ class TrainerConfig(BaseConfig):
     lr_end_ratio: float = 1 / 32
     lr_warm_up_steps: int | float = 5000
     lr_cool_down_steps: int | float = 0.2
-    jumprelu_lr_factor: float = 1.0
+    jumprelu_lr_factor: float = Field(default=1.0, ge=0.0)
     clip_grad_norm: float = Field(default=0.0, ge=0.0)
     feature_sampling_window: int = 1000
     total_training_tokens: int = 300_000_000
@@ -148,6 +152,11 @@ class TrainerConfig(BaseConfig):
                 f"lr names the parameter groups {sorted(value)}; there are 'others' (needed) and "
                 "'jumprelu'."
             )
+        for rate in value.values() if isinstance(value, dict) else [value]:
+            if not 0 <= rate < math.inf:
+                raise ValueError(
+                    f"lr is {value}; a learning rate is a finite number of at least 0."
+                )
         return value
 
     @model_validator(mode="after")
@@ -156,6 +165,11 @@ class TrainerConfig(BaseConfig):
             raise ValueError(f"lr_end_ratio is {self.lr_end_ratio}; it must lie in [0, 1].")
         if self.lr_scheduler_name == "exponentialwarmup" and self.lr_end_ratio == 0:
             raise ValueError("exponentialwarmup never reaches lr_end_ratio=0; give one above 0.")
+        if isinstance(self.lr, dict) and "jumprelu" in self.lr and self.jumprelu_lr_factor != 1:
+            raise ValueError(
+                f"lr gives the group 'jumprelu' a rate of its own, {self.lr['jumprelu']}, and "
+                f"jumprelu_lr_factor={self.jumprelu_lr_factor} another; leave one of them out."
+            )
         for first, second in _SHARES_OF_ONE_WAY:
             shares = getattr(self, first), getattr(self, second)
             if all(isinstance(share, float) for share in shares) and sum(shares) > 1:
@@ -226,10 +240,10 @@ class InitializerConfig(BaseConfig):
     """
 
     bias_init_method: Literal["all_zero", "geometric_median"] = "all_zero"
-    decoder_uniform_bound: float = 1.0
-    encoder_uniform_bound: float = 1.0
+    decoder_uniform_bound: float = Field(default=1.0, gt=0.0)
+    encoder_uniform_bound: float = Field(default=1.0, gt=0.0)
     init_encoder_with_decoder_transpose: bool = True
-    init_encoder_with_decoder_transpose_factor: float = 1.0
+    init_encoder_with_decoder_transpose_factor: float = Field(default=1.0, gt=0.0)
     init_log_jumprelu_threshold_value: float | None = None
     grid_search_init_norm: bool = False
     initialize_W_D_with_active_subspace: bool = False
@@ -248,4 +262,10 @@ class InitializerConfig(BaseConfig):
             raise ValueError("initialize_W_D_with_active_subspace needs d_active_subspace.")
         if self.initialize_tc_with_mlp and self.model_layer is None:
             raise ValueError("initialize_tc_with_mlp needs model_layer.")
+        value = self.init_log_jumprelu_threshold_value
+        if value is not None and not -_LARGEST_LOG <= value <= _LARGEST_LOG:
+            raise ValueError(
+                f"init_log_jumprelu_threshold_value is {value}, the logarithm of a threshold; it "
+                f"must lie between -{_LARGEST_LOG:g} and {_LARGEST_LOG:g}."
+            )
         return self

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sae_lens.lm_saes.adapter import SAEAdapter, as_adapter
 from sae_lens.lm_saes.config import InitializerConfig
+from sae_lens.lm_saes.idle_settings import warn_of_idle_rules
 from sae_lens.lm_saes.sae_config import SAEConfig
 from sae_lens.saes import TrainingSAE, TrainingSAEConfig
 from sae_lens.training.geometric_median import compute_geometric_median
@@ -66,7 +67,7 @@ class Initializer:
     @torch.no_grad()
     def initialize_parameters(self, sae: TrainingSAE) -> TrainingSAE:
         """Uniform weights, zero biases, thresholds, then the transpose rule. Returns `sae`."""
-        as_adapter(sae)  # refuses what cannot be trained here
+        warn_of_idle_rules(self.cfg, as_adapter(sae))
         sae.b_enc.zero_()
         sae.b_dec.zero_()
         has_thresholds = bool(parameters_by_group(sae)["jumprelu"])

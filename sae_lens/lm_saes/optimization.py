@@ -9,6 +9,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from sae_lens.lm_saes.adapter import SAEAdapter
 from sae_lens.lm_saes.config import TrainerConfig
+from sae_lens.lm_saes.idle_settings import warn_of_long_phases
 from sae_lens.training.loss_schedules import LearningRateFactor
 from sae_lens.training.optim import OptimizerChoice, chosen_optimizer
 from sae_lens.training.sparse_adam import SparseAdam
@@ -47,6 +48,8 @@ def make_scheduler(
             warm_up_steps,
             total_steps,
         )
+    if cfg.lr_scheduler_name == "constantwithwarmup":
+        warn_of_long_phases(warm_up_steps, cool_down_steps, total_steps)
     factor = LearningRateFactor(
         cfg.lr_scheduler_name, total_steps, warm_up_steps, cool_down_steps, cfg.lr_end_ratio
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -19,6 +20,8 @@ from sae_lens.saes import (
     TrainingSAEConfig,
     TranscoderTrainingConfig,
 )
+
+logger = logging.getLogger(__name__)
 
 NORMALIZATIONS = {
     "token-wise": "constant_norm_rescale",
@@ -39,8 +42,8 @@ class SAEConfig(BaseConfig):
         top_k: features per token.
         jumprelu_threshold_window: width of the pseudo-gradient's window.
         norm_activation: "dataset-wise", "token-wise" or "inference".
-        sparsity_include_decoder_norm: weigh features by their decoder norm, in the sparsity term
-            and in the selection of the topk family.
+        sparsity_include_decoder_norm: the topk family selects by activation times decoder norm.
+            (The sparsity term of the others always weighs features by that norm.)
         dtype: name of the weights' dtype.
         device: where the weights are.
     """
@@ -83,6 +86,12 @@ class SAEConfig(BaseConfig):
             raise ValueError(
                 "A transcoder (hook_point_out other than hook_point_in) cannot undo token-wise "
                 "normalisation of its input on its output; use dataset-wise or inference."
+            )
+        if not self.sparsity_include_decoder_norm and self.act_fn in ("relu", "jumprelu"):
+            logger.warning(
+                "sparsity_include_decoder_norm=False has no effect on act_fn=%r, which selects by "
+                "sign or threshold; the sparsity term weighs features by their decoder norm.",
+                self.act_fn,
             )
         return self
 

@@ -136,6 +136,19 @@ def test_the_autocast_dtype_may_be_a_name_or_none():
         {"lr_scheduler_name": "exponentialwarmup", "lr_end_ratio": 0.0},
         {"lr_warm_up_steps": 0.7, "lr_cool_down_steps": 0.5},
         {"k_cold_booting_steps": 0.6, "k_warmup_steps": 0.5},
+        {"lr": -1.0},
+        {"lr": float("nan")},
+        {"lr": {"others": 1e-3, "jumprelu": -1.0}},
+        {"lr": {"others": 1e-3, "jumprelu": 1e-3}, "jumprelu_lr_factor": 0.5},
+        {"l1_coefficient": -1.0},
+        {"lp_coefficient": -1.0},
+        {"auxk_coefficient": -1.0},
+        {"tanh_stretch_coefficient": 0.0},
+        {"frequency_scale": 0.0},
+        {"p": 0},
+        {"k_aux": 0},
+        {"dead_threshold": -1},
+        {"jumprelu_lr_factor": -1},
     ],
 )
 def test_settings_that_make_no_sense_are_refused(fields: dict[str, Any]):
@@ -172,6 +185,15 @@ def test_initialiser_settings():
         InitializerConfig(initialize_W_D_with_active_subspace=True)
     with pytest.raises(ValueError, match="model_layer"):
         InitializerConfig(initialize_tc_with_mlp=True)
+    for fields in (
+        {"decoder_uniform_bound": 0.0},
+        {"encoder_uniform_bound": -1.0},
+        {"init_encoder_with_decoder_transpose_factor": 0.0},
+        {"init_log_jumprelu_threshold_value": 1000.0},
+        {"d_active_subspace": 0},
+    ):
+        with pytest.raises(ValidationError, match=next(iter(fields))):
+            InitializerConfig(**fields)
     with pytest.raises(NotImplementedError, match="attention"):
         Initializer(InitializerConfig(initialize_lorsa_with_mhsa=True))
 
@@ -211,6 +233,12 @@ def test_names_there_and_here(act_fn: Any, architecture: str):
         assert "log_threshold" in dict(sae.named_parameters())
     else:
         assert cfg.scale_sparsity_penalty_by_decoder_norm
+
+
+@pytest.mark.parametrize(("act_fn", "has_effect"), [("relu", False), ("topk", True)])
+def test_what_the_decoder_norm_is_included_in(act_fn: Any, has_effect: bool, caplog: Any):
+    sae_config(act_fn=act_fn, top_k=3, sparsity_include_decoder_norm=False)
+    assert ("sparsity_include_decoder_norm=False has no effect" in caplog.text) is not has_effect
 
 
 def test_normalisations_by_name():

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sae_lens.lm_saes import SAEAdapter, Trainer
+from sae_lens.lm_saes import Initializer, InitializerConfig, SAEAdapter, Trainer
 from sae_lens.saes import StandardTrainingSAEConfig, TrainingSAE
 from sae_lens.training.features import TrainingFeatures
 from tests.helpers import D_IN, D_SAE, activations, assert_close
@@ -296,6 +296,37 @@ def test_settings_without_effect_say_so(architecture: str, fields: Any, caplog: 
     Trainer(config(2, **fields)).fit(tiny_sae(architecture), batches(2))
     name, value = next(iter(fields.items()))
     assert f"{name}={value!r} has no effect on the training of this {architecture}" in caplog.text
+
+
+def test_a_rate_that_falls_before_it_has_risen_is_said_so(caplog: Any):
+    Trainer(config(4, lr_warm_up_steps=3, lr_cool_down_steps=2)).fit(tiny_sae(), batches(4))
+    assert "falls before it has risen" in caplog.text
+
+
+RULES: list[tuple[str, dict[str, Any]]] = [
+    ("standard", {"encoder_uniform_bound": 0.5}),
+    (
+        "standard",
+        {
+            "init_encoder_with_decoder_transpose_factor": 0.5,
+            "init_encoder_with_decoder_transpose": False,
+        },
+    ),
+    ("topk", {"init_log_jumprelu_threshold_value": -1.0}),
+    ("standard", {"d_active_subspace": 3}),
+    ("standard", {"model_layer": 2}),
+]
+
+
+@pytest.mark.parametrize(("architecture", "fields"), RULES)
+def test_rules_without_effect_say_so(architecture: str, fields: Any, caplog: Any):
+    Initializer(InitializerConfig(**fields)).initialize_parameters(tiny_sae(architecture))
+    name, value = next(iter(fields.items()))
+    text = f"{name}={value!r} has no effect on the first weights of this {architecture} SAE"
+    assert text in caplog.text
+    caplog.clear()
+    Initializer(InitializerConfig()).initialize_parameters(tiny_sae(architecture))
+    assert caplog.text == ""
 
 
 def test_settings_with_an_effect_do_not(caplog: Any):
