@@ -27,6 +27,8 @@ from sae_lens.training.sae_trainer import SAETrainer
 from sae_lens.training.statistics import count_firing
 from tests.helpers import D_IN, D_SAE, activations, make_training_sae, randomize
 from tests.saes.test_sparse_training import DEAD_FEATURES, V5_CASES, V6_CASES
+from tests.saes.test_transcoder_training import ARCHITECTURES as TRANSCODERS
+from tests.saes.test_transcoder_training import make as make_transcoder
 
 _MODULES = ("sparse_training", "cross_layer_training")
 
@@ -92,6 +94,12 @@ def test_the_same_bits_v5(architecture: str, fields: dict[str, Any]) -> None:
 def test_the_same_bits_v6(config: Any) -> None:
     sae = TrainingSAE(copy.deepcopy(config))
     randomize(sae)
+    assert_same(sae, a_step(sae, "some dead"))
+
+
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_the_same_bits_transcoders(architecture: str) -> None:
+    sae = make_transcoder(architecture)
     assert_same(sae, a_step(sae, "some dead"))
 
 

@@ -24,6 +24,8 @@ from sae_lens.training.dead_feature_bound import DeadFeatureBound
 from sae_lens.training.sae_trainer import SAETrainer
 from tests.helpers import ARCHITECTURES, D_IN, D_SAE, make_training_sae
 from tests.saes.test_sparse_training import V6_CASES
+from tests.saes.test_transcoder_training import ARCHITECTURES as TRANSCODERS
+from tests.saes.test_transcoder_training import make as make_transcoder
 
 N_TOKENS = 12
 
@@ -114,6 +116,15 @@ def test_sparse_steps(config: Any, most_dead: int, sparse_on_any_device: None) -
     if "cross_layer" in config.architecture and not config.architecture.startswith("topk"):
         n_matrices = len(config.hook_names)
     assert len(trainer.sae._entry_capacities) == n_matrices
+
+
+@pytest.mark.parametrize("mode", ["dense", "sparse"])
+@pytest.mark.parametrize("most_dead", [0, 5])
+@pytest.mark.parametrize("architecture", TRANSCODERS)
+def test_transcoders(
+    architecture: str, most_dead: int, mode: str, sparse_on_any_device: None
+) -> None:
+    take_steps(trainer_of(make_transcoder(architecture), mode, most_dead))
 
 
 def test_matching_pursuit() -> None:
