@@ -2,7 +2,8 @@
 
 On the CPU looking costs nothing, so the step itself raises. On other devices the first bad step is
 noted in a tensor there, the optimiser skips that step and all after it (so the weights stay those
-before it), and `check`, called now and then, raises.
+before it), and `check`, called now and then, raises. An optimiser that cannot skip by itself gets
+gradients of zero instead, so that its weights stay finite but may drift until then.
 
 Where bad batches are to be skipped, the optimiser skips just them, and only a long row of them is
 an error. If asked, a loss far above its running mean is as bad as one that is not finite.
