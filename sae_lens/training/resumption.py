@@ -76,8 +76,10 @@ def restore_weights(trainer: Any, state: Mapping[str, Any], folder: Path) -> Non
     for name, value in state["sparse_choice"].items():
         if hasattr(choice, name):
             setattr(choice, name, value)
-    for matrix, capacity in state.get("entry_capacities", []):
-        trainer.sae._entry_capacities[matrix].load_state_dict(capacity)
+    capacities = getattr(trainer.sae, "_entry_capacities", {})
+    capacities.clear()
+    for matrix, capacity in state.get("entry_capacities", []):  # older checkpoints know none
+        capacities[matrix].load_state_dict(capacity)
     if state["lengths"] != _lengths(trainer.cfg):
         _change_length(trainer, state["lengths"])
 

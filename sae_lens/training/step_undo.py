@@ -47,8 +47,10 @@ class StepUndo:
             buffer.copy_(before)
         if self._choice is not None:
             vars(trainer.sae._sparse_choice).update(self._choice)
+        capacities = getattr(trainer.sae, "_entry_capacities", {})
+        capacities.clear()
         for matrix, before in self._capacities.items():
-            vars(trainer.sae._entry_capacities[matrix]).update(before)
+            vars(capacities[matrix]).update(before)
         torch.set_rng_state(self._torch)
         for device, state in enumerate(self._cuda):
             torch.cuda.set_rng_state(state, device)
