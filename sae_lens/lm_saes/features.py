@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from sae_lens.lm_saes.adapter import LossParts, SAEAdapter, TokenBatch
 from sae_lens.lm_saes.config import TrainerConfig
 from sae_lens.training.features import TrainingFeatures
+from sae_lens.training.loss_schedules import resolve_steps
 from sae_lens.training.resampling import resample_dead_features
 from sae_lens.training.scheduled_settings import ScheduledSettings
 from sae_lens.training.target_l0 import L0Controller
@@ -90,6 +91,7 @@ class TrainerFeatures:
     ) -> None:
         sae = adapter.sae
         self.features, self.total_steps = features, total_steps
+        self.n_steps = cfg.gradient_accumulation_steps  # of an update
         self.settings = ScheduledSettings(
             features,
             sae,
@@ -101,7 +103,10 @@ class TrainerFeatures:
                 "pre_act": cfg.lp_coefficient if adapter.has_thresholds else None,
             },
         )
-        self.controller = L0Controller(features.target_l0, sae)
+        self.controller = L0Controller(
+            features.target_l0, sae, total_steps, cfg.gradient_accumulation_steps
+        )
+        self.controller.wait_until(resolve_steps(cfg.l1_coefficient_warmup_steps, total_steps))
         self.averager = WeightAverager(features.weight_average)
         self.ghost_gradients = features.ghost_gradients or bool(
             getattr(sae.cfg, "use_ghost_grads", False)
@@ -143,7 +148,7 @@ class TrainerFeatures:
         """Steer, resample and average."""
         self.controller.observe(parts.output)
         resampling = self.features.resampling
-        if resampling is not None and resampling.is_due(step, self.total_steps):
+        if resampling is not None and resampling.is_due(step, self.total_steps, self.n_steps):
             assert is_dead is not None, "dead features are counted for resampling"
             share, output = resampling.encoder_norm, parts.output
             resample_dead_features(adapter.sae, optimizer, rows.rows, output, is_dead, share)

@@ -41,7 +41,9 @@ class ActiveFeatures:
         self.features = features
         self.total_steps = total_steps
         self.settings = ScheduledSettings(features, sae, total_steps)
-        self.controller = L0Controller(features.target_l0, sae)
+        self.controller = L0Controller(
+            features.target_l0, sae, total_steps, features.gradient_accumulation_steps
+        )
         self.averager = WeightAverager(features.weight_average)
         self.terms: DeadFeatureTerms | None = None
         if features.aux_k is not None or features.ghost_gradients:
@@ -81,7 +83,8 @@ class ActiveFeatures:
         """Steer, resample and average."""
         self.controller.observe(output)
         resampling = self.features.resampling
-        if resampling is not None and resampling.is_due(step, self.total_steps):
+        n_steps = self.features.gradient_accumulation_steps
+        if resampling is not None and resampling.is_due(step, self.total_steps, n_steps):
             resample_dead_features(sae, optimizer, batch, output, dead, resampling.encoder_norm)
         self.averager.update(sae)
 

@@ -47,9 +47,10 @@ class Resampling:
         if not self.encoder_norm > 0:
             raise ValueError(f"resampling.encoder_norm is {self.encoder_norm}; it must be above 0.")
 
-    def is_due(self, step: int, total_steps: int) -> bool:
-        """Whether features are resampled after `step`."""
-        return (step + 1) % self.every == 0 and step < resolve_steps(self.until, total_steps)
+    def is_due(self, step: int, total_steps: int, n_steps: int = 1) -> bool:
+        """Whether features are resampled after `step`, an update by the last `n_steps`."""
+        last = min(step, resolve_steps(self.until, total_steps) - 1)
+        return (last + 1) // self.every > (step + 1 - n_steps) // self.every
 
     def check_fits(self, sae: Any, total_steps: int) -> None:
         """`ValueError` when the SAE has no such weights, or resampling would never happen."""

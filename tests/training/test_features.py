@@ -219,6 +219,13 @@ def test_dead_features_start_anew():
     assert_close(cosine, torch.ones(10))
 
 
+def test_resampling_waits_for_the_update_when_batches_add_up():
+    rule = Resampling(every=5, until=0.5)
+    steps = range(3, 40, 4)  # the last of each four
+    assert [step for step in steps if rule.is_due(step, 40, n_steps=4)] == [7, 11, 15, 19]
+    assert [step for step in range(40) if rule.is_due(step, 40)] == [4, 9, 14, 19]
+
+
 @pytest.mark.parametrize("architecture", ["standard", "gated", "jumprelu", "skip_transcoder"])
 def test_new_features_point_to_activations_with_a_large_loss(architecture: str):
     config = get_sae_training_class(architecture).config_class
