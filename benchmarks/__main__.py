@@ -13,6 +13,7 @@ and `--threads 1`, ratios are of processor time. Results go to `bench_output/ben
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import platform
@@ -28,7 +29,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from benchmarks.contests import Entry, environment_of, hold, median, ratio, seconds_per_token
+from benchmarks.contests import (
+    Entry,
+    Workers,
+    environment_of,
+    hold,
+    median,
+    ratio,
+    seconds_per_token,
+)
 from benchmarks.environments import (
     CONTENDERS,
     DICTIONARY_LEARNING,
@@ -74,7 +83,7 @@ class StepCase:
 
 
 def step_cases(options: argparse.Namespace) -> Iterator[StepCase]:
-    """The sizes asked for: by default each of three widths and three densities once."""
+    """The sizes asked for: by default three widths with three densities each, and a small one."""
     if options.sizes:
         sizes = [tuple(int(number) for number in size.split(",")) for size in options.sizes]
     elif options.device == "cuda":
@@ -82,12 +91,7 @@ def step_cases(options: argparse.Namespace) -> Iterator[StepCase]:
     elif options.quick:
         sizes = [(256, 4096, 32, 512)]
     else:
-        width, l0 = 12288, 64
-        grid = [(d_sae, k) for d_sae in (3072, 12288, 24576) for k in (16, 64, 256)]
-        if not options.full:
-            grid = [(d_sae, k) for d_sae, k in grid if d_sae == width or k == l0]
-            grid.sort(key=lambda size: size != (width, l0))
-        sizes = [(768, d_sae, k, 1024) for d_sae, k in grid]
+        sizes = [(768, d_sae, k, 1024) for k in (64, 16, 256) for d_sae in (12288, 3072, 24576)]
         sizes.append((64, 512, 16, 1024))
     if options.base_case_only:
         sizes = sizes[:1]
@@ -106,12 +110,17 @@ class Benchmark:
         self.file = self.folder / "benchmarks.json"
         given = dict(pair.split("=", 1) for pair in options.venv)
         self.given = {family: Path(path).absolute() for family, path in given.items()}
+        self.workers = Workers(options.threads, (self.folder / "logs").absolute())
         self.results: dict[str, Any] = {"about": about(options)}
+        self.earlier: list[dict[str, Any]] = []
+        if options.go_on and self.file.exists():
+            self.earlier = json.loads(self.file.read_text()).get("step", [])
 
     def run(self) -> None:
         """All parts."""
         for part in self.options.only:
-            getattr(self, f"run_{part}")()
+            with self.workers:
+                getattr(self, f"run_{part}")()
         self.results["about"]["load_after"] = round(os.getloadavg()[0], 1)
         self.results["about"]["finished"] = datetime.now().astimezone().isoformat("T", "minutes")
         self.save()
@@ -122,7 +131,9 @@ class Benchmark:
         about.setdefault("loads", []).append(round(os.getloadavg()[0], 1))
         atomic_write_json(self.file, self.results, indent=1)
 
-    def entries(self, contenders: list[Contender], options: dict[str, Any]) -> list[Entry]:
+    def entries(
+        self, contenders: list[Contender], options: dict[str, Any], rounds: int, warm_up: int
+    ) -> list[Entry]:
         """Contenders with their interpreters; those that cannot be installed are left out."""
         entries = []
         for contender in contenders:
@@ -132,30 +143,34 @@ class Benchmark:
                 log.warning("%s is left out: %s", contender.name, error)
                 continue
             values = {**options, "family": contender.family, "device": self.options.device}
-            entries.append(Entry(contender, python, values))
+            entries.append(Entry(contender, python, values, rounds, warm_up))
         return entries
 
     def chosen(self, *contenders: Contender) -> list[Contender]:
         """Of these, the ones that are not excluded."""
         return [c for c in contenders if c.family not in self.options.without]
 
-    def hold(self, script: str, entries: list[Entry], rounds: int, warm_up: int) -> list[Entry]:
-        """See `contests.hold`."""
-        logs = (self.folder / "logs").absolute()
-        return hold(script, entries, rounds, warm_up, self.options.threads, logs)
-
     def run_step(self) -> None:
         """Training steps."""
         self.results["step"] = []
         for case in step_cases(self.options):
+            done = [one for one in self.earlier if vars(case).items() <= one.items()]
+            if done:
+                self.results["step"].append(done[0])
+                continue
             log.info("step: %s", case.name())
             contenders = [OURS, OURS_5, SAE_LENS_6, SAE_LENS_5]
             if case.architecture == "topk":
                 contenders += [SPARSIFY, DICTIONARY_LEARNING]
             values = {**vars(case), "form": self.options.form}
-            entries = self.entries([FLOOR, *self.chosen(*contenders)], values)
-            rounds = self.options.rounds * (4 if case.d_sae < 1024 else 1)
-            floor, *entries = self.hold("step_worker.py", entries, rounds, 2)
+            is_small = case.d_sae < 1024
+            rounds = self.options.rounds * (4 if is_small else 1)
+            # the first step of ours is dense, in which it measures whether it should be
+            entries = self.entries([FLOOR, *self.chosen(*contenders)], values, rounds, 2)
+            for entry in entries:
+                if not entry.contender.is_ours and not is_small:
+                    entry.rounds, entry.warm_up = rounds_of_others(rounds), 1
+            floor, *entries = hold("step_worker.py", entries, self.workers)
             self.results["step"].append(self.step_result(case, floor, entries))
             self.save()
 
@@ -191,8 +206,8 @@ class Benchmark:
         if self.options.quick:
             values.update(layer=2, context=64, prompts=8, buffer=4)
         contenders = [BARE, *self.chosen(OURS_5, SAE_LENS_6, SAE_LENS_5)]
-        entries = self.entries(contenders, values)
-        self.hold("activations_worker.py", entries, self.options.rounds, 1)
+        entries = self.entries(contenders, values, self.options.rounds, 1)
+        hold("activations_worker.py", entries, self.workers)
         self.results["activations"] = {**values, "results": self.per_token(entries)}
         self.save()
 
@@ -203,8 +218,9 @@ class Benchmark:
                   "batch": 1024, "d_sae": 12288, "l0": 32}  # fmt: skip
         if self.options.quick:
             values.update(layer=1, context=64, prompts=4, tokens=2048, batch=512, d_sae=3072)
-        entries = self.entries(self.chosen(OURS_5, SAE_LENS_6, SAE_LENS_5), values)
-        self.hold("runner_worker.py", entries, max(1, self.options.rounds // 3), 1)
+        contenders = self.chosen(OURS_5, SAE_LENS_6, SAE_LENS_5)
+        entries = self.entries(contenders, values, max(1, self.options.rounds // 3), 1)
+        hold("runner_worker.py", entries, self.workers)
         self.results["runner"] = {**values, "results": self.per_token(entries)}
         self.save()
 
@@ -228,7 +244,7 @@ class Benchmark:
         """Seconds until the package is imported, and until its main names are."""
         log.info("startup")
         contenders = self.chosen(OURS, SAE_LENS_6, SAE_LENS_5)
-        entries = self.entries(contenders, {})
+        entries = self.entries(contenders, {}, 0, 0)
         times: dict[tuple[str, str], list[float]] = {}
         for number in range(1 + (1 if self.options.quick else 3)):
             for kind, code in {"torch": "import torch", **STARTS}.items():
@@ -245,6 +261,11 @@ class Benchmark:
             self.results["startup"]["results"].append({"contender": name, **line})
             log.info("  %-22s %s", name, line)
         self.save()
+
+
+def rounds_of_others(rounds: int) -> int:
+    """How many units count of contenders whose steps take several times as long as ours."""
+    return max(2, rounds // 2)
 
 
 def time_of(entry: Entry, code: str, clock: str, folder: Path) -> float:
@@ -277,6 +298,7 @@ def about(options: argparse.Namespace) -> dict[str, Any]:
         "threads": options.threads,
         "clock": options.clock,
         "rounds": options.rounds,
+        "rounds_of_others": rounds_of_others(options.rounds),
         "device": options.device,
         "load_before": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
@@ -309,12 +331,14 @@ def main() -> None:
     families = [contender.family for contender in CONTENDERS]
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--quick", action="store_true", help="one small size, few rounds")
-    parser.add_argument("--full", action="store_true", help="every width with every density")
+    parser.add_argument(
+        "--go-on", action="store_true", help="keep the training steps that the output has already"
+    )
     parser.add_argument("--sizes", nargs="+", metavar="D_IN,D_SAE,ACTIVE,BATCH")
     parser.add_argument("--base-case-only", action="store_true", help="the first size alone")
     parser.add_argument("--architectures", nargs="+", choices=ARCHITECTURES, default=ARCHITECTURES)
     parser.add_argument("--without", nargs="+", choices=families, default=[])
-    parser.add_argument("--rounds", type=int, help="units per contender; default 7, quick 3")
+    parser.add_argument("--rounds", type=int, help="steps of ours that count; default 7, quick 3")
     parser.add_argument("--threads", type=int, default=os.cpu_count())
     parser.add_argument("--clock", choices=["wall", "cpu"], default="wall")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")

@@ -1,4 +1,4 @@
-"""Gathering activations: `activations_worker.py '{"family": ..., "layer": 4, ...}'`.
+"""Gathering activations: `activations_worker.py FAMILY`, with options from the standard input.
 
 The model has GPT-2-small's shape and random weights. The contender named "bare" is its transformers
 implementation cut off at the hooked layer, with scaled-dot-product attention and nothing around it;
@@ -7,7 +7,6 @@ the others serve shuffled batches from their activation store. A unit is what ha
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ server = Server()
 
 import torch  # noqa: E402
 
-OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
+OPTIONS: dict[str, Any] = server.next_case()
 LAYER, CONTEXT, PROMPTS, BUFFER, DEVICE = (
     OPTIONS[name] for name in ("layer", "context", "prompts", "buffer", "device")
 )

@@ -6,9 +6,11 @@ else the machine does falls on all of them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+import signal
 import statistics
 import subprocess
 from dataclasses import dataclass, field
@@ -30,6 +32,8 @@ class Entry:
         contender: who.
         python: the interpreter of its environment.
         options: what the worker is told.
+        rounds: how many units count.
+        warm_up: units before them that do not.
         units: the answer to each request that was not a warm-up.
         closing: the answer at the end.
         error: why it has no figures, if it has none.
@@ -38,6 +42,8 @@ class Entry:
     contender: Contender
     python: Path
     options: dict[str, Any]
+    rounds: int
+    warm_up: int
     units: list[dict[str, Any]] = field(default_factory=list)
     closing: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
@@ -53,7 +59,7 @@ def environment_of(contender: Contender) -> dict[str, str]:
 
 
 class Worker:
-    """A process that does one unit of work at each request."""
+    """A process of a contender, which does one unit of work at each request within a case."""
 
     def __init__(self, script: str, entry: Entry, threads: int, log_folder: Path) -> None:
         environment = environment_of(entry.contender)
@@ -63,68 +69,102 @@ class Worker:
         self.log = log_folder / f"{entry.contender.family}.log"
         with self.log.open("w") as errors:
             self.process = subprocess.Popen(
-                [str(entry.python), str(HERE / script), json.dumps(entry.options)],
+                [str(entry.python), str(HERE / script), entry.contender.family],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
                 env=environment,
                 cwd=log_folder,
+                start_new_session=True,
             )
 
+    def tell(self, word: str) -> None:
+        """Send a line: the options of a case, or a request within it."""
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # then there is no answer
+            self.process.stdin.write(word + "\n")
+            self.process.stdin.flush()
+
     def answer(self) -> dict[str, Any]:
-        """The next answer. Raises `RuntimeError` when the process died instead."""
+        """The next answer. Raises `RuntimeError` when the case's process died instead."""
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
-        if not line:
-            lines = self.log.read_text(errors="replace").strip().splitlines()
-            raise RuntimeError(lines[-1] if lines else "the worker ended without a word")
-        return json.loads(line)
+        answer = json.loads(line) if line else {"died": self.process.wait()}
+        if "died" in answer:
+            raise RuntimeError(self.last_words())
+        return answer
 
-    def request(self, word: str) -> dict[str, Any]:
-        """Ask and wait for the answer."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(word + "\n")
-        self.process.stdin.flush()
-        return self.answer()
+    def last_words(self) -> str:
+        """The last line of what it wrote to its log."""
+        lines = self.log.read_text(errors="replace").strip().splitlines()
+        return lines[-1] if lines else "the worker ended without a word"
 
     def end(self) -> None:
-        """Leave no process behind."""
-        self.process.kill()
-        self.process.communicate()
+        """Leave no process behind, neither its own nor a case's."""
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+        with contextlib.suppress(BrokenPipeError):
+            self.process.communicate()
 
 
-def hold(
-    script: str, entries: list[Entry], rounds: int, warm_up: int, threads: int, log_folder: Path
-) -> list[Entry]:
-    """Let all entries do `rounds` units in turn after `warm_up` ones that do not count.
+class Workers:
+    """The workers of all contenders: started when first needed, they go from case to case."""
 
-    An entry whose worker dies is out of the contest; its `error` says why.
+    def __init__(self, threads: int, log_folder: Path) -> None:
+        self.threads, self.log_folder = threads, log_folder
+        self.workers: dict[tuple[str, str], Worker] = {}
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for worker in self.workers.values():
+            worker.end()
+        self.workers.clear()
+
+    def of(self, script: str, entry: Entry) -> Worker:
+        """The one that runs a script for an entry's contender."""
+        key = (script, entry.contender.family)
+        if key in self.workers and self.workers[key].process.poll() is not None:
+            self.workers.pop(key).end()
+        if key not in self.workers:
+            self.workers[key] = Worker(script, entry, self.threads, self.log_folder)
+        return self.workers[key]
+
+
+def hold(script: str, entries: list[Entry], workers: Workers) -> list[Entry]:
+    """Let all entries do their units in turn; those with fewer of them join in later.
+
+    An entry whose process dies is out of the contest; its `error` says why.
     """
-    workers = [(entry, Worker(script, entry, threads, log_folder)) for entry in entries]
+    pairs = [(entry, workers.of(script, entry)) for entry in entries]
 
-    def ask(entry: Entry, worker: Worker, word: str | None) -> dict[str, Any]:
+    def ask(entry: Entry, worker: Worker, word: str | None, waits: bool = True) -> dict[str, Any]:
         if entry.error is None:
             try:
-                return worker.answer() if word is None else worker.request(word)
+                if word is not None:
+                    worker.tell(word)
+                return worker.answer() if waits else {}
             except (RuntimeError, OSError, json.JSONDecodeError) as error:
                 entry.error = str(error)[:300]
                 log.warning("%s: %s (%s)", entry.contender.name, entry.error, worker.log)
         return {}
 
-    try:
-        for entry, worker in workers:
-            ask(entry, worker, None)
-        for number in range(warm_up + rounds):
-            for entry, worker in workers:
-                answer = ask(entry, worker, "run")
-                if number >= warm_up and entry.error is None:
-                    entry.units.append(answer)
-        for entry, worker in workers:
-            entry.closing = ask(entry, worker, "end")
-    finally:
-        for _, worker in workers:
-            worker.end()
+    for entry, worker in pairs:
+        ask(entry, worker, json.dumps(entry.options), waits=False)
+    for entry, worker in pairs:
+        ask(entry, worker, None)
+    turns = max(entry.warm_up + entry.rounds for entry in entries)
+    for left in range(turns, 0, -1):
+        for entry, worker in pairs:
+            if left > entry.warm_up + entry.rounds:
+                continue
+            answer = ask(entry, worker, "run")
+            if left <= entry.rounds and entry.error is None:
+                entry.units.append(answer)
+    for entry, worker in pairs:
+        entry.closing = ask(entry, worker, "end")
     return entries
 
 

@@ -48,11 +48,14 @@ def about_lines(about: dict[str, Any]) -> str:
         after = f"{about['load_after']} after the run"
     if about.get("loads"):
         after += f", between {min(about['loads'])} and {max(about['loads'])} on the way"
+    others = ""
+    if about.get("rounds_of_others", about["rounds"]) != about["rounds"]:
+        others = f" ({about['rounds_of_others']} of other libraries' steps)"
     return (
         f"Measured with `{about['command'].strip()}` on {about['started']}, on {machine} "
         f"({about['threads']} threads per contender, {about['torch']}, Python {about['python']}); "
         f"load of the machine {about['load_before']} before and {after}. Times are {clock}, "
-        f"medians of {about['rounds']} rounds in which the contenders took turns."
+        f"medians of {about['rounds']} rounds{others} in which the contenders took turns."
     )
 
 

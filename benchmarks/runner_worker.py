@@ -1,4 +1,4 @@
-"""Whole training runs: `runner_worker.py '{"family": ..., "tokens": 8192, ...}'`.
+"""Whole training runs: `runner_worker.py FAMILY`, with options from the standard input.
 
 A unit is one run from config to saved SAE, on a model of GPT-2-small's shape up to the hooked
 layer, with random weights and tokens: data, model, buffer, training, final checkpoint.
@@ -6,16 +6,14 @@ layer, with random weights and tokens: data, model, buffer, training, final chec
 
 from __future__ import annotations
 
-import json
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from activations_worker import hooked_model, server, token_rows
+from activations_worker import OPTIONS, hooked_model, server, token_rows
 
-OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
 LAYER, CONTEXT, PROMPTS, BUFFER, DEVICE = (
     OPTIONS[name] for name in ("layer", "context", "prompts", "buffer", "device")
 )

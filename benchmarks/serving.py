@@ -1,5 +1,8 @@
 """The worker's side: do one unit of work when the benchmark asks for it, and answer in JSON lines.
 
+A worker imports what its contender needs and then waits for cases; each is a process of its own
+that begins with those imports done.
+
 Imported by workers in the environments of all contenders, so it needs the standard library only.
 """
 
@@ -32,6 +35,17 @@ class Server:
         self._started: tuple[float, float] | None = None
         self.synchronize: Callable[[], None] = lambda: None
         self.final_values: Callable[[], dict[str, Any]] = dict
+
+    def next_case(self) -> dict[str, Any]:
+        """The options of a case. Returns in a new process, which ends with the case."""
+        while line := sys.stdin.readline():
+            process = os.fork()
+            if not process:
+                return json.loads(line)
+            _, status = os.waitpid(process, 0)
+            if status:
+                self._answer({"died": status})
+        os._exit(0)
 
     def wait_for_request(self, **values: Any) -> None:
         """Answer the last request with its times, if there was one, and wait for the next.

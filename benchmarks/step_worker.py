@@ -1,4 +1,4 @@
-"""Training steps of one contender: `step_worker.py '{"family": ..., "architecture": ...}'`.
+"""Training steps of one contender: `step_worker.py FAMILY`, with options from the standard input.
 
 A step is everything that the contender's own trainer does between taking one batch and asking for
 the next, without logging. Contenders whose trainer needs a language model are driven the way it
@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import json
 import sys
 import types
 from collections.abc import Callable
@@ -26,8 +25,13 @@ server = Server()
 import torch  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-OPTIONS: dict[str, Any] = json.loads(sys.argv[1])
-FAMILY, ARCHITECTURE, DEVICE = OPTIONS["family"], OPTIONS["architecture"], OPTIONS["device"]
+FAMILY = sys.argv[1]
+if FAMILY in ("ours-5", "ours-6", "sae_lens-5", "sae_lens-6"):
+    for module in ("sae_lens", "sae_lens.config", "sae_lens.training.sae_trainer"):
+        importlib.import_module(module)
+
+OPTIONS: dict[str, Any] = server.next_case()
+ARCHITECTURE, DEVICE = OPTIONS["architecture"], OPTIONS["device"]
 D_IN, D_SAE, BATCH, L0 = (OPTIONS[name] for name in ("d_in", "d_sae", "batch", "l0"))
 AUTOCAST = OPTIONS["precision"] == "bfloat16"
 LEARNING_RATE = 1e-7

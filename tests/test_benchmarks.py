@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.contests import Entry, hold, median, ratio, seconds_per_token
+from benchmarks.contests import Entry, Workers, hold, median, ratio, seconds_per_token
 from benchmarks.environments import Contender
 from benchmarks.report import BEGIN, END, write_report
 
@@ -19,7 +19,9 @@ import json, sys, time
 sys.path.insert(0, {folder!r})
 from serving import Server
 server = Server()
-options = json.loads(sys.argv[1])
+if sys.argv[1] == "missing":
+    raise SystemExit("is not installed")
+options = server.next_case()
 if options["family"] == "broken":
     raise SystemExit("cannot be imported")
 print("a library prints something")
@@ -34,15 +36,22 @@ while True:
 
 def entry(name: str, seconds: float) -> Entry:
     options = {"family": name, "seconds": seconds}
-    return Entry(Contender(name, name), Path(sys.executable), options)
+    return Entry(Contender(name, name), Path(sys.executable), options, rounds=3, warm_up=1)
 
 
 def test_contenders_take_turns_and_a_broken_one_drops_out(tmp_path: Path) -> None:
     script = tmp_path / "worker.py"
     script.write_text(WORKER.format(folder=str(Path(__file__).parents[1] / "benchmarks")))
-    entries = [entry("slow", 0.05), entry("broken", 0.0), entry("quick", 0.0)]
-    slow, broken, quick = hold(str(script), entries, 3, 1, threads=1, log_folder=tmp_path / "logs")
-    assert len(slow.units) == len(quick.units) == 3
+    entries = [entry(name, 0.0) for name in ("slow", "broken", "missing", "quick")]
+    entries[0].options["seconds"], entries[0].rounds = 0.05, 2
+    with Workers(threads=1, log_folder=tmp_path / "logs") as workers:
+        slow, broken, missing, quick = hold(str(script), entries, workers)
+        again = hold(str(script), [entry("broken", 0.0), entry("quick", 0.0)], workers)
+        processes = [worker.process for worker in workers.workers.values()]
+    assert all(process.returncode is not None for process in processes)
+    assert [len(one.units) for one in again] == [0, 3]
+    assert (len(slow.units), len(quick.units)) == (2, 3)
+    assert missing.error == "is not installed"
     assert median(slow, "wall") >= 0.05  # type: ignore[operator]
     assert median(slow, "cpu") < 0.05  # type: ignore[operator]
     assert ratio(median(slow, "wall"), median(quick, "wall")) > 1  # type: ignore[operator]
