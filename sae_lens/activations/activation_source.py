@@ -401,8 +401,16 @@ def with_flat_heads(
 
     Raises:
         RuntimeError: when their width is not `d_in`, which is the `field` of a config.
+        ValueError: when there is no such head.
     """
     if hook_head_index is not None:
+        n_heads = activations.shape[2] if activations.ndim > 3 else 0
+        if not -n_heads <= hook_head_index < n_heads:
+            has = f"has {n_heads} heads" if n_heads else "has no heads, as attn.hook_z has"
+            raise ValueError(
+                f"hook_head_index is {hook_head_index}, but {hook_name!r} {has}; leave it out, or "
+                "choose another."
+            )
         activations = activations[:, :, hook_head_index]
     elif activations.ndim > 3:
         activations = activations.flatten(2)

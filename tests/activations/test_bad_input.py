@@ -64,6 +64,20 @@ class TestWidth:
                 call()
         assert store._held_rows == []
 
+    @pytest.mark.parametrize(
+        ("hook", "head", "words"),
+        [
+            ("blocks.1.hook_resid_pre", 0, "has no heads"),
+            ("blocks.1.attn.hook_z", 2, "has 2 heads"),
+        ],
+    )
+    def test_a_head_that_is_not_there_is_named(self, hook: str, head: int, words: str) -> None:
+        store = make_store(
+            tiny_model(), rows(), hook_name=hook, hook_layer=1, hook_head_index=head, d_in=8
+        )
+        with pytest.raises(ValueError, match=f"hook_head_index is {head}, but '{hook}' {words}"):
+            store.check_model()
+
     def test_checking_uses_up_no_data(self) -> None:
         store = make_store(tiny_model(), rows(), d_in=16)
         store.check_model()
