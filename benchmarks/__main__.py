@@ -106,11 +106,11 @@ class Benchmark:
 
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
-        self.folder: Path = options.output
+        self.folder: Path = options.output.absolute()  # workers run elsewhere
         self.file = self.folder / "benchmarks.json"
         given = dict(pair.split("=", 1) for pair in options.venv)
         self.given = {family: Path(path).absolute() for family, path in given.items()}
-        self.workers = Workers(options.threads, (self.folder / "logs").absolute())
+        self.workers = Workers(options.threads, self.folder / "logs")
         self.results: dict[str, Any] = {"about": about(options)}
         self.earlier: list[dict[str, Any]] = []
         if options.go_on and self.file.exists():
