@@ -119,7 +119,7 @@ def test_values_of_features_and_errors():
         "losses/sparsity_loss": 0.01 * (features * sae.W_dec.norm(dim=-1)).sum(dim=-1).mean(),
     }
     for name, value in want.items():
-        assert values[name] == pytest.approx(float(value), rel=1e-4), name
+        assert values[name] == pytest.approx(value.item(), rel=1e-4), name
     assert values["losses/overall_loss"] == pytest.approx(
         values["losses/mse_loss"] + values["losses/sparsity_loss"]
     )
