@@ -11,51 +11,16 @@ from __future__ import annotations
 from dataclasses import InitVar, dataclass, field, fields
 from typing import Any, ClassVar, Literal
 
-from sae_lens.constants import FILE_FORMAT_VERSION, dtype_name
 from sae_lens.hook_names import is_hook_z, layer_of
 from sae_lens.loading.migrations import flatten_config, is_nested_config
 from sae_lens.registry import SAE_CLASSES, get_sae_training_class
+from sae_lens.saes.config_dicts import (
+    BASE_KEYS,
+    FLAT_ARCHITECTURES,
+    FLAT_EXTRA_METADATA,
+    WritesItself,
+)
 from sae_lens.saes.metadata import METADATA_FIELDS, SAEMetadata
-
-# Flat files hold exactly these architectures; the others exist only in the nested format.
-FLAT_ARCHITECTURES = ("standard", "gated", "jumprelu", "topk")
-
-# Facts without a field that legacy flat files keep at top level.
-_FLAT_EXTRA_METADATA = (
-    "model_class_name",
-    "exclude_special_tokens",
-    "hook_name_out",
-    "hook_head_index_out",
-    "hf_hook_name",
-    "hf_hook_name_out",
-    "norm_filter_multiple",
-    "norm_filter_median",
-)
-
-_BASE_KEYS = (
-    "architecture",
-    "d_in",
-    "d_sae",
-    "dtype",
-    "device",
-    "model_name",
-    "hook_name",
-    "hook_layer",
-    "hook_head_index",
-    "activation_fn_str",
-    "activation_fn_kwargs",
-    "apply_b_dec_to_input",
-    "finetuning_scaling_factor",
-    "sae_lens_training_version",
-    "prepend_bos",
-    "dataset_path",
-    "dataset_trust_remote_code",
-    "context_size",
-    "normalize_activations",
-    "neuronpedia_id",
-    "model_from_pretrained_kwargs",
-    "seqpos_slice",
-)
 
 
 class Architecture(str):
@@ -67,7 +32,7 @@ class Architecture(str):
 
 
 @dataclass
-class SAEConfig:
+class SAEConfig(WritesItself):
     """What an SAE is, and on what it was trained.
 
     Attributes:
@@ -118,9 +83,6 @@ class SAEConfig:
     neuronpedia_id: str | None = None
     model_from_pretrained_kwargs: dict[str, Any] = field(default_factory=dict)
     seqpos_slice: tuple[int | None, ...] = (None,)
-
-    #: keys of the nested format that flat configs do not have, per class
-    nested_keys: ClassVar[tuple[str, ...]] = ()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "architecture":
@@ -190,7 +152,7 @@ class SAEConfig:
             values["seqpos_slice"] = _as_tuple(values["seqpos_slice"])
         extra = dict(flat.get("metadata") or {})
         config = cls(**values)
-        for name in _FLAT_EXTRA_METADATA:
+        for name in FLAT_EXTRA_METADATA:
             if flat.get(name) is not None:
                 extra.setdefault(name, flat[name])
         for name, value in extra.items():
@@ -199,63 +161,6 @@ class SAEConfig:
         if flat.get("reshape_activations"):
             config.reshape_activations = flat["reshape_activations"]
         return config
-
-    def to_dict(self) -> dict[str, Any]:
-        """A plain dict from which `from_dict` makes an equal config: the 22 flat keys.
-
-        What flat configs cannot say (options of newer architectures, further metadata, a reshaping
-        that differs from the hook's name) is added only when it is set.
-        """
-        values = {name: getattr(self, name) for name in _BASE_KEYS}
-        values["architecture"] = str(self.architecture)
-        values["activation_fn_kwargs"] = dict(self.activation_fn_kwargs or {})
-        values["model_from_pretrained_kwargs"] = dict(self.model_from_pretrained_kwargs or {})
-        for name in self._nested_keys_that_matter():
-            values[name] = getattr(self, name)
-        if "_reshape_activations" in self.__dict__ and self.reshape_activations != (
-            "hook_z" if is_hook_z(self.hook_name or "") else "none"
-        ):
-            values["reshape_activations"] = self.reshape_activations
-        metadata = self._extra_metadata_to_write()
-        if metadata:
-            values["metadata"] = metadata
-        return values
-
-    def _nested_keys_that_matter(self) -> list[str]:
-        flat = self.architecture in FLAT_ARCHITECTURES
-        defaults = {f.name: f.default for f in fields(self)}
-        return [
-            name
-            for name in self.nested_keys
-            if name != "k" and not (flat and getattr(self, name) == defaults[name])
-        ]
-
-    def _extra_metadata_to_write(self) -> dict[str, Any]:
-        return dict(self.extra_metadata)
-
-    def to_file_dict(self) -> dict[str, Any]:
-        """The contents of `cfg.json`: flat keys and nested ones, so that both ages read it."""
-        values = self.to_dict()
-        values["dtype"] = dtype_name(self.dtype)
-        values["normalize_activations"] = self.normalize_activations or "none"
-        values["reshape_activations"] = self.reshape_activations
-        for name in self.nested_keys:
-            values[name] = getattr(self, name)
-        if self.activation_fn_str == "topk":
-            values["k"] = self.activation_fn_kwargs["k"]
-            values.setdefault("rescale_acts_by_decoder_norm", False)
-            if self.architecture == "standard" and not isinstance(self, TrainingSAEConfig):
-                # The same function; readers of nested files go by the architecture alone.
-                values["architecture"] = "topk"
-        metadata = {
-            name: value
-            for name, value in self.metadata.items()
-            if name not in ("hook_layer", "dataset_trust_remote_code") and value is not None
-        }
-        metadata.update(self._extra_metadata_to_write())
-        metadata["sae_lens_version"] = FILE_FORMAT_VERSION
-        values["metadata"] = metadata
-        return values
 
 
 @dataclass
@@ -321,7 +226,7 @@ class TrainingSAEConfig(SAEConfig):
             flat.setdefault("finetuning_scaling_factor", bool(config_dict["finetuning_method"]))
         if target.form == "v5":
             metadata = flat.pop("metadata", None) or {}
-            filters = {name: metadata[name] for name in _FLAT_EXTRA_METADATA if name in metadata}
+            filters = {name: metadata[name] for name in FLAT_EXTRA_METADATA if name in metadata}
             if filters:
                 flat["metadata"] = filters
         return target._from_flat(flat)
@@ -329,7 +234,7 @@ class TrainingSAEConfig(SAEConfig):
     def to_dict(self) -> dict[str, Any]:
         """The dict of `SAEConfig.to_dict` and the training fields."""
         values = super().to_dict()
-        base = set(_BASE_KEYS)
+        base = set(BASE_KEYS)
         for f in fields(self):
             if f.name not in base:
                 values[f.name] = getattr(self, f.name)
@@ -337,7 +242,7 @@ class TrainingSAEConfig(SAEConfig):
 
     def get_base_sae_cfg_dict(self) -> dict[str, Any]:
         """The 19 keys from which the inference config of this SAE is made."""
-        values = {name: getattr(self, name) for name in _BASE_KEYS}
+        values = {name: getattr(self, name) for name in BASE_KEYS}
         for name in ("neuronpedia_id", "model_from_pretrained_kwargs", "seqpos_slice"):
             del values[name]
         values["architecture"] = str(self.architecture)
