@@ -377,6 +377,7 @@ def _with_width(activations: Tensor, hook: str, width: int) -> Tensor:
         raise RuntimeError(
             f"The expanded size of the tensor ({width}) must match the existing size "
             f"({activations.shape[-1]}): d_in or hook_widths says {width} for {hook!r}, whose "
-            f"activations have a width of {activations.shape[-1]}."
+            f"activations have a width of {activations.shape[-1]}. Set hook_widths={{{hook!r}: "
+            f"{activations.shape[-1]}}}, or d_in if it is the width of hook_name."
         )
     return activations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -385,10 +386,15 @@ def test_a_wrong_width_is_known_before_tokens_are_collected(tmp_path: Path) -> N
     cfg = make_cfg(tmp_path, d_in=D_IN + 1)
     with pytest.raises(RuntimeError, match=r"The expanded size of the tensor \(17\) must match"):
         CacheActivationsRunner(cfg).run()
-    cfg = make_cfg(tmp_path, hook_names=[MLP], new_cached_activations_path=str(tmp_path / "other"))
+    cfg = make_cfg(
+        tmp_path, hook_names=[MLP], new_cached_activations_path=str(tmp_path / "other"),
+        buffer_size_gb=1e-4,
+    )  # fmt: skip
     with pytest.raises(RuntimeError, match=r"says 16 for 'blocks\.0\.mlp\.hook_post'"):
         CacheActivationsRunner(cfg).run()
     assert not list(tmp_path.rglob("tokens.bin*"))
+    # nothing of use was left, so corrected settings may take the folder
+    CacheActivationsRunner(replace(cfg, hook_widths={MLP: 4 * D_IN})).run()
 
 
 def test_ids_beyond_the_vocabulary_are_refused(tmp_path: Path) -> None:

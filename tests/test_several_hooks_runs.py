@@ -18,7 +18,9 @@ from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.stores import model_for, store_class_for
 from sae_lens.analysis.eval_reports import table_lines
 from sae_lens.analysis.splicing import CrossLayerReplacement, splicing_of
+from sae_lens.analysis.targets import ModelLoader
 from sae_lens.cache_activations_runner import CacheActivationsRunner
+from sae_lens.cli.main import main
 from sae_lens.config import (
     CacheActivationsRunnerConfig,
     LanguageModelSAERunnerConfig,
@@ -391,6 +393,44 @@ def test_what_cannot_work_is_refused_before_training(
         start(several, [model, tiny_model()], compile_llm=True)
     with pytest.raises(ValueError, match="at least two models"):
         start(several, [model])
+
+
+def test_an_evaluation_loads_all_models_of_a_crosscoder(model: Any) -> None:
+    fields = {"hook_names": RESIDUAL[:1], "model_names": ["base", "tuned"]}
+    sae = TrainingSAE(sae_config("crosscoder", **fields))
+    loaded = {"base": model, "tuned": tiny_model(seed=1)}
+    loader = ModelLoader("cpu", lambda kind, name, **_: loaded[name])
+    group = loader.for_sae(sae)
+    assert group.models == (model, loaded["tuned"]) and loader.for_sae(sae) is group
+
+
+@pytest.mark.filterwarnings("ignore:Dataset is not tokenized")
+@pytest.mark.parametrize(
+    "architecture", ["skip_transcoder", "jumprelu_crosscoder", "topk_cross_layer_transcoder"]
+)
+def test_a_saved_folder_is_evaluated_by_the_command_line(
+    architecture: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hooks: dict[str, Any] = {"hook_names": READS, "hook_names_out": WRITES}
+    if architecture == "skip_transcoder":
+        hooks = {"hook_name": READS[0], "hook_name_out": WRITES[0]}
+    elif architecture == "jumprelu_crosscoder":
+        hooks = {"hook_names": READS}
+    hooks |= {"k": 4} if "topk" in architecture else {}
+    sae: Any = TrainingSAE(
+        get_sae_training_class(architecture).config_class(
+            d_in=128, d_sae=64, model_name=EMBEDDED_MODEL_NAME, context_size=16,
+            dataset_path=EMBEDDED_DATASET_NAME, normalize_activations="layer_norm", **hooks,
+        )
+    )  # fmt: skip
+    sae.save_inference_model(tmp_path / "sae")
+    arguments = ["eval", str(tmp_path / "sae"), "--output_dir", str(tmp_path / "out"), "--quiet"]
+    batches = ["--n_eval_reconstruction_batches", "1", "--n_eval_sparsity_variance_batches", "1"]
+    assert main([*arguments, *batches, "--batch_size_prompts", "2"]) == 0
+    table = capsys.readouterr().out
+    wanted = {"skip_transcoder": [], "jumprelu_crosscoder": READS}.get(architecture, WRITES)
+    assert "ce_loss_with_sae" in table
+    assert all(any(line.startswith(name) for line in table.splitlines()) for name in wanted)
 
 
 def test_models_are_loaded_by_their_names(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from sae_lens.config import LanguageModelSAERunnerConfig
 from sae_lens.lm_saes import Initializer, InitializerConfig, SAEConfig, Trainer, TrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
-from sae_lens.saes import SAE
+from sae_lens.saes import SAE, StandardTrainingSAEConfig, TrainingSAE
 from tests.helpers import D_IN, assert_close, tiny_model
 
 IN, OUT = "blocks.0.ln2.hook_normalized", "blocks.0.hook_mlp_out"
@@ -70,6 +70,20 @@ def test_pairs_are_of_the_same_token(model: Any, rows: Dataset, tmp_path: Path):
     assert batch.shape == (32, 1, 2 * D_IN)
     x, y = batch[:, 0, :D_IN], batch[:, 0, D_IN:]
     assert_close(model.blocks[0].mlp(x.unsqueeze(0))[0], y)
+
+
+def test_rows_for_a_saved_transcoder(model: Any, rows: Dataset, tmp_path: Path):
+    runner = SAETrainingRunner(run_config(tmp_path), override_dataset=rows, override_model=model)
+    runner.sae.save_inference_model(tmp_path / "sae")
+    sizes: dict[str, Any] = {"context_size": 16, "dataset": rows, "seed": runner.cfg.seed,
+                             "store_batch_size_prompts": 4, "n_batches_in_buffer": 4,
+                             "train_batch_size_tokens": 32}  # fmt: skip
+    sae = SAE.load_from_disk(tmp_path / "sae")
+    store = PairedActivationsStore.from_sae(model, sae, **sizes)
+    assert torch.equal(store.next_batch(), runner.activations_store.next_batch())
+    plain = TrainingSAE(StandardTrainingSAEConfig(d_in=D_IN, d_sae=8, hook_name=IN))
+    with pytest.raises(ValueError, match="names no output hook"):
+        PairedActivationsStore.from_sae(model, plain, **sizes)
 
 
 @pytest.mark.parametrize("normalization", ["none", "expected_average_only_in"])

@@ -136,7 +136,7 @@ def open_cache_folder(
     unfinished.mkdir(exist_ok=True)
     with _only_process(unfinished / _LOCK_FILENAME):
         run_file = unfinished / RUN_FILENAME
-        if run_file.exists():
+        if run_file.exists() and _has_begun(path, unfinished):
             _refuse_other_run(path, json.loads(run_file.read_text()), _plain(making))
         else:
             atomic_write_json(run_file, _plain(making), indent=2)
@@ -149,6 +149,13 @@ def free_bytes(path: Path) -> int:
     while not existing.exists():
         existing = existing.parent
     return shutil.disk_usage(existing).free
+
+
+def _has_begun(path: Path, unfinished: Path) -> bool:
+    """Whether there is anything of use to the run that the folder was taken for."""
+    kept = (path / "state.json", unfinished / _TOKENS_FILENAME)
+    begun = any(file.exists() for file in kept) or any(unfinished.glob("shard_*"))
+    return begun or bool(read_plan(unfinished))
 
 
 def _refuse_foreign(path: Path, unfinished: Path) -> None:

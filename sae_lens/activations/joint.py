@@ -19,7 +19,6 @@ from sae_lens.activations.model_adapters import activations_at_hooks, model_devi
 from sae_lens.activations.model_group import models_of
 from sae_lens.activations.rows import require_inputs_first, require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.activations.store_settings import settings_from_runner_config, settings_from_sae
 from sae_lens.hook_names import layer_of
 
 Sites = Sequence[tuple[int, str]]
@@ -67,54 +66,20 @@ class JointActivationsStore(ActivationsStore):
         return (self.width,) * len(self.sites)
 
     @classmethod
-    def from_config(
-        cls, model: Any, cfg: Any, override_dataset: Any = None
-    ) -> JointActivationsStore:
-        """A store for a run whose `cfg.sae` names several hooks.
-
-        Raises:
-            ValueError: when the run's own hook or model is another than the first of them, or
-                models are missing.
-        """
+    def _settings_of_run(cls, model: Any, cfg: Any, override_dataset: Any) -> dict[str, Any]:
         if cfg.hook_name != cfg.sae.sites[0][1]:
             raise ValueError(
                 f"hook_name={cfg.hook_name!r} is not the first of hook_names="
                 f"{[name for _, name in cfg.sae.sites]}; leave hook_name out."
             )
-        settings = settings_from_runner_config(model, cfg, override_dataset)
-        store = cls(model, **_sites_of(cfg.sae), **settings)
-        if store.cached_activations_path is None:
-            store._require_model_fits()
-        store.hold_out(cfg.eval_held_out_rows)
-        return store
+        return {**super()._settings_of_run(model, cfg, override_dataset), **_sites_of(cfg.sae)}
 
     @classmethod
-    def from_sae(
-        cls,
-        model: Any,
-        sae: Any,
-        context_size: int | None = None,
-        dataset: Any = None,
-        streaming: bool = True,
-        store_batch_size_prompts: int = 8,
-        n_batches_in_buffer: int = 8,
-        train_batch_size_tokens: int = 4096,
-        total_tokens: int = 0,
-        device: str | torch.device = "cpu",
-        **others: Any,
-    ) -> JointActivationsStore:
-        """A store with hooks, width, dtype and data of an SAE; see `ActivationsStore.from_sae`."""
-        return cls(
-            model,
-            **_sites_of(sae.cfg),
-            **{**settings_from_sae(model, sae, context_size, dataset), **others},
-            streaming=streaming,
-            store_batch_size_prompts=store_batch_size_prompts,
-            n_batches_in_buffer=n_batches_in_buffer,
-            train_batch_size_tokens=train_batch_size_tokens,
-            total_training_tokens=total_tokens,
-            device=device,
-        )
+    def _settings_of_sae(
+        cls, model: Any, sae: Any, context_size: int | None, dataset: Any
+    ) -> dict[str, Any]:
+        settings = super()._settings_of_sae(model, sae, context_size, dataset)
+        return {**settings, **_sites_of(sae.cfg)}
 
     def _widths_of_hooks(self) -> dict[str, int]:
         return {name: self.width for _, name in self.sites}

@@ -16,7 +16,7 @@ from sae_lens.activations.activation_source import with_flat_heads
 from sae_lens.activations.model_adapters import activations_at_hooks, model_device, require_hook
 from sae_lens.activations.rows import require_inputs_first, require_one_for_each_token
 from sae_lens.activations.store import ActivationsStore
-from sae_lens.activations.store_settings import settings_from_runner_config
+from sae_lens.activations.store_settings import sae_fact
 from sae_lens.hook_names import layer_of
 
 
@@ -40,16 +40,22 @@ class PairedActivationsStore(ActivationsStore):
         super().__init__(model, **{**settings, "d_in": settings["d_in"] + d_out})
 
     @classmethod
-    def from_config(
-        cls, model: Any, cfg: Any, override_dataset: Any = None
-    ) -> PairedActivationsStore:
-        """A store for a run whose `cfg.sae` is a transcoder's config."""
-        settings = settings_from_runner_config(model, cfg, override_dataset)
-        store = cls(model, hook_name_out=cfg.sae.hook_name_out, d_out=cfg.sae.d_out, **settings)
-        if store.cached_activations_path is None:
-            store._require_model_fits()
-        store.hold_out(cfg.eval_held_out_rows)
-        return store
+    def _settings_of_run(cls, model: Any, cfg: Any, override_dataset: Any) -> dict[str, Any]:
+        settings = super()._settings_of_run(model, cfg, override_dataset)
+        return {**settings, "hook_name_out": cfg.sae.hook_name_out, "d_out": cfg.sae.d_out}
+
+    @classmethod
+    def _settings_of_sae(
+        cls, model: Any, sae: Any, context_size: int | None, dataset: Any
+    ) -> dict[str, Any]:
+        settings = super()._settings_of_sae(model, sae, context_size, dataset)
+        hook_name_out = sae_fact(sae.cfg, "hook_name_out")
+        if not hook_name_out:
+            raise ValueError(
+                "The SAE's config names no output hook, hook_name_out: rows for a transcoder need "
+                "one. For any other SAE use ActivationsStore.from_sae."
+            )
+        return {**settings, "hook_name_out": hook_name_out, "d_out": sae.cfg.d_out}
 
     def _widths_of_hooks(self) -> dict[str, int]:
         return dict(zip((self.hook_name, self.hook_name_out), self.widths, strict=True))

@@ -22,18 +22,13 @@ from sae_lens.activations.buffer import ShufflingBuffer
 from sae_lens.activations.mixing import BatchMixer
 from sae_lens.activations.model_adapters import model_device
 from sae_lens.activations.prefetch import Prefetcher
-from sae_lens.activations.store_settings import (
-    DEFAULT_TOTAL_TOKENS,
-    settings_from_cache_config,
-    settings_from_runner_config,
-    settings_from_sae,
-)
+from sae_lens.activations.store_making import StoreMaking
 from sae_lens.atomic_files import atomic_save_safetensors
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.errors import stumbling_over
 
 
-class ActivationsStore(ActivationSource):
+class ActivationsStore(StoreMaking, ActivationSource):
     """Streams a dataset through a language model and serves the activations of one hook, mixed.
 
     Batches come from `next_batch`, or by iterating over the store. Every token is served once an
@@ -147,72 +142,6 @@ class ActivationsStore(ActivationSource):
         self._mixer: BatchMixer | None = None
         self._ahead = self._new_prefetcher(prefetch_batches)
         self.cached_activation_dataset = self.load_cached_activation_dataset()
-
-    @classmethod
-    def from_cache_activations(cls, model: Any, cfg: Any) -> ActivationsStore:
-        """A store that reads the finished cache of a `CacheActivationsRunnerConfig`."""
-        with warnings.catch_warnings():
-            # The cache's rows are as long as its slice, and the tokens beside them are not read.
-            warnings.filterwarnings("ignore", "The rows of the tokenised dataset", RuntimeWarning)
-            return cls(model, **settings_from_cache_config(cfg))
-
-    @classmethod
-    def from_config(cls, model: Any, cfg: Any, override_dataset: Any = None) -> ActivationsStore:
-        """A store for a training run, or for reading a cache when `cfg` is a cache runner's config.
-
-        Raises:
-            ValueError: when there is no dataset, or the model has no such hook or takes no prompts
-                of that length.
-        """
-        if hasattr(cfg, "new_cached_activations_path"):
-            return cls.from_cache_activations(model, cfg)
-        store = cls(model, **settings_from_runner_config(model, cfg, override_dataset))
-        if store.cached_activations_path is None:
-            store._require_model_fits()
-        store.hold_out(getattr(cfg, "eval_held_out_rows", 0))
-        return store
-
-    @classmethod
-    def from_sae(
-        cls,
-        model: Any,
-        sae: Any,
-        context_size: int | None = None,
-        dataset: Any = None,
-        streaming: bool = True,
-        store_batch_size_prompts: int = 8,
-        n_batches_in_buffer: int = 8,
-        train_batch_size_tokens: int = 4096,
-        total_tokens: int = DEFAULT_TOTAL_TOKENS,
-        device: str | torch.device = "cpu",
-        *,
-        dataset_trust_remote_code: bool | None = None,
-        disable_concat_sequences: bool = False,
-        seed: int | None = None,
-    ) -> ActivationsStore:
-        """A store with the hook, width, dtype and data of an SAE; what is passed here comes first.
-
-        Raises:
-            ValueError: when the context size or the dataset is neither given nor known to the SAE.
-        """
-        settings = settings_from_sae(model, sae, context_size, dataset)
-        if dataset_trust_remote_code is not None:
-            settings["dataset_trust_remote_code"] = dataset_trust_remote_code
-        store = cls(
-            model,
-            **settings,
-            streaming=streaming,
-            store_batch_size_prompts=store_batch_size_prompts,
-            n_batches_in_buffer=n_batches_in_buffer,
-            train_batch_size_tokens=train_batch_size_tokens,
-            # The default stands for "many", not for a budget that data could fall short of.
-            total_training_tokens=0 if total_tokens == DEFAULT_TOTAL_TOKENS else total_tokens,
-            device=device,
-            disable_concat_sequences=disable_concat_sequences,
-            seed=seed,
-        )
-        store.total_training_tokens = total_tokens
-        return store
 
     def evaluation_stream(self, dataset: Any = None) -> ActivationsStore:
         """A store of the same kind that begins at the start of its data and shares no position.

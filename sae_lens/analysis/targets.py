@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from sae_lens.activations.datasets_loading import load_text_dataset
+from sae_lens.activations.model_group import ModelGroup
 from sae_lens.activations.model_loading import load_model
 from sae_lens.analysis.interventions import fact
 from sae_lens.constants import EMBEDDED_DATASET_NAME
@@ -38,7 +39,7 @@ class ModelLoader:
         self._model: Any = None
 
     def for_sae(self, sae: Any) -> Any:
-        """The language model that an SAE belongs to.
+        """The language model that an SAE belongs to, or the group of those that it reads.
 
         Raises:
             ValueError: when the SAE does not say which one.
@@ -48,12 +49,17 @@ class ModelLoader:
             raise ValueError("The SAE does not say which model it belongs to; pass the model.")
         class_name = fact(cfg, "model_class_name") or "HookedTransformer"
         kwargs = dict(cfg.model_from_pretrained_kwargs or {})
-        key = (class_name, cfg.model_name, tuple(sorted(kwargs.items())))
+        names = tuple(getattr(cfg, "model_names", ())) or (cfg.model_name,)
+        key = (class_name, names, tuple(sorted(kwargs.items())))
         if key != self._key:
             self._model = None  # make room before the next one is loaded
-            self._model = self._load(
-                class_name, cfg.model_name, device=self.device, model_from_pretrained_kwargs=kwargs
-            )
+            models = [
+                self._load(
+                    class_name, name, device=self.device, model_from_pretrained_kwargs=kwargs
+                )
+                for name in names
+            ]
+            self._model = models[0] if len(models) == 1 else ModelGroup(models)
             self._key = key
         return self._model
 
