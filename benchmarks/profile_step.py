@@ -133,7 +133,8 @@ def main() -> None:
     print("| | " + " | ".join(columns) + " |")
     print("|---" * (1 + len(columns)) + "|")
     for part in next(iter(columns.values())):
-        print(f"| {part} | " + " | ".join(f"{c[part]:.3g}" for c in columns.values()) + " |")
+        cells = [f"{column[part]:.{3 if column[part] < 10 else 1}f}" for column in columns.values()]
+        print(f"| {part} | " + " | ".join(cells) + " |")
 
 
 if __name__ == "__main__":

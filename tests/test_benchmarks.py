@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import subprocess
@@ -10,9 +11,12 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.bench_step import add_options
 from benchmarks.contests import Entry, Workers, hold, median, ratio, seconds_per_token
 from benchmarks.environments import Contender
+from benchmarks.profile_step import PARTS, profile
 from benchmarks.report import BEGIN, END, write_report
+from sae_lens.kernels import autograd
 
 WORKER = """
 import json, sys, time
@@ -61,6 +65,20 @@ def test_contenders_take_turns_and_a_broken_one_drops_out(tmp_path: Path) -> Non
     assert broken.error == "cannot be imported"
     assert median(broken, "wall") is None
     assert ratio(median(broken, "wall"), 1.0) is None
+
+
+def test_a_profile_finds_every_part_of_a_step() -> None:
+    size = ["--d-in", "8", "--d-sae", "64", "--batch", "16", "--l0", "4", "--device", "cpu"]
+    parser = argparse.ArgumentParser()
+    add_options(parser)
+    options = parser.parse_args([*size, "--steps", "1", "--warmup", "2"])
+    before = autograd.entry_products
+    for architecture in ("gated", "topk"):
+        floors = profile(options, architecture)
+        assert all(floors[part] > 0 for part in PARTS)
+        assert sum(floors[part] for part in PARTS) == pytest.approx(floors["a step"])
+    assert floors["active features a token"] == 4
+    assert autograd.entry_products is before
 
 
 def results() -> dict[str, object]:
