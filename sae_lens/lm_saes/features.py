@@ -13,10 +13,10 @@ from torch.optim import Optimizer
 from sae_lens.lm_saes.adapter import LossParts, SAEAdapter, TokenBatch
 from sae_lens.lm_saes.config import TrainerConfig
 from sae_lens.training.features import TrainingFeatures
+from sae_lens.training.l0_controller import L0Controller
 from sae_lens.training.loss_schedules import resolve_steps
 from sae_lens.training.resampling import resample_dead_features
 from sae_lens.training.scheduled_settings import ScheduledSettings
-from sae_lens.training.target_l0 import L0Controller
 from sae_lens.training.weight_average import WeightAverager
 
 # What TrainerConfig and InitializerConfig say under names of their own, or what needs a source of

@@ -97,7 +97,7 @@ def train_on_synthetic(
     sae = TrainingSAE(config_for(architecture, wanted_l0, data.cfg.d_in, cfg.n_latents))
     features = None
     if is_steered(architecture):
-        features = TrainingFeatures(target_l0=TargetL0(wanted_l0, rate=0.01, damping=2.0))
+        features = TrainingFeatures(target_l0=TargetL0(wanted_l0))
     trainer_cfg = SAETrainerConfig(
         total_training_samples=cfg.n_steps * cfg.batch_size,
         train_batch_size_samples=cfg.batch_size,

@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from sae_lens.training.dead_feature_terms import DeadFeatureTerms
 from sae_lens.training.features import TrainingFeatures
+from sae_lens.training.l0_controller import L0Controller, report_own_target
 from sae_lens.training.loss_schedules import checkpoint_steps
 from sae_lens.training.optim import check_has_thresholds
 from sae_lens.training.resampling import resample_dead_features
 from sae_lens.training.scheduled_settings import ScheduledSettings
-from sae_lens.training.target_l0 import L0Controller, report_own_target
 from sae_lens.training.weight_average import WeightAverager
 
 

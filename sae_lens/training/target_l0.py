@@ -1,181 +1,211 @@
-"""Steering a sparsity coefficient until a given number of features is active on average."""
+"""Steering a sparsity coefficient until a given number of features is active on average: the law.
+
+What it reads of a training and says about it is in `l0_controller`.
+"""
 
 from __future__ import annotations
 
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
-
-from sae_lens.late_numbers import LateNumber
-from sae_lens.saes.dead_features import may_look_at
-from sae_lens.saes.training_step import reported_features
-from sae_lens.training.statistics import count_active
+from sae_lens.training.loss_schedules import check_steps
 
 logger = logging.getLogger(__name__)
 
 # A reached L0 further than this from its target is worth a warning.
-_TOLERATED_RATIO = 1.2
+TOLERATED_RATIO = 1.2
+# The coefficient may fall faster than it rises: features that it kills do not come back.
+_FALL_RATE = 3.0
+# An L0 that is off is led to its target in this share of the training at the least.
+_SHORTEST_WAY = 0.1
+# The pace of L0 is a mean over this share of the training, or this many updates.
+_PACE_SHARE, _PACE_UPDATES = 0.03, 10
+# After the coefficient rose e-fold: what counts as no answer of L0, and as a worse reconstruction.
+_ANSWER, _WORSE = 0.1, 1.05
+# L0 falls as fast as the learning rate lets it if its pace stayed between these multiples of it
+# and is below this share of the pace that it needs.
+_SAME_PACE, _LATE = (0.5, 1.1), 0.8
+# L0 falls when it would fall by this much, as a logarithm, in the whole training.
+_FALLING = 0.5
 
 
 @dataclass
 class TargetL0:
     """Steers the sparsity coefficient until that many features are active on average.
 
-    With e the logarithm of L0 over the target, limited to 1, the coefficient is multiplied with
-    `exp(damping e + rate * (sum of e over the steps so far))`: a proportional part, which reacts at
-    once, and an integral part, which stays.
+    With y the logarithm of L0 over the target and r the steps in which it should vanish (those
+    until `reach_at`, at least a tenth of the training), the logarithm of the coefficient changes by
+    `gain (dy/dt + y / r)` in each step: not at all while L0 is on its way to be there in time.
+
+    It starts from a small coefficient, so that the configured one may be too large. During the
+    coefficient's own warm-up it does nothing. It does not raise the coefficient as long as raising
+    it e-fold has made no difference: when L0 falls no faster than before, which is as fast as the
+    learning rate lets it, and when L0 stays and the reconstruction gets worse, which is how SAEs
+    collapse.
 
     Attributes:
         target: active features per token.
-        rate: of the integral part.
-        damping: of the proportional part; more of it swings less.
+        reach_at: when L0 should be there: steps, or a share of all in [0, 1].
+        start: multiple of the configured coefficient with which the training starts.
+        gain: how strongly it steers.
+        max_rise: how often at most the coefficient grows e-fold, if it did so during the whole
+            training: the limit for each step is that over the number of steps. It may fall three
+            times as fast.
+        max_factor: the coefficient stays between the configured one over this and times this.
         smoothing: share of the past in the L0 that it looks at.
     """
 
     target: float
-    rate: float = 0.01
-    damping: float = 1.0
+    reach_at: int | float = 0.5
+    start: float = 0.1
+    gain: float = 2.0
+    max_rise: float = 15.0
+    max_factor: float = 1000.0
     smoothing: float = 0.9
 
     def __post_init__(self) -> None:
-        sane = self.target > 0 and self.rate > 0 and self.damping >= 0
-        if not (sane and 0 <= self.smoothing < 1):
+        above_zero = (self.target, self.start, self.gain, self.max_rise, self.max_factor)
+        if not all(value > 0 for value in above_zero) or not 0 <= self.smoothing < 1:
             raise ValueError(
-                f"target_l0 is {self}; target and rate must be above 0, damping at least "
+                f"target_l0 is {self}; target, start, gain, max_rise and max_factor must be above "
                 "0, smoothing in [0, 1)."
             )
+        if not 1 / self.max_factor <= self.start <= self.max_factor:
+            raise ValueError(
+                f"target_l0 is {self}; start must lie between 1 / max_factor and max_factor, which "
+                "are the limits of the coefficient."
+            )
+        check_steps("target_l0.reach_at", self.reach_at)
 
 
-class L0Controller:
-    """The controller of one run.
+class _Rise(NamedTuple):
+    """What was so when the coefficient began to rise from where it was."""
+
+    log_scale: float
+    distance: float
+    pace: float
+    error: float
+
+
+class L0Steering:
+    """The law at work, on plain numbers.
 
     Args:
-        settings: target and gains; None steers nothing.
-        sae: the SAE that is trained.
-
-    Raises:
-        ValueError: when the SAE has no coefficient to steer, another target of its own, or fewer
-            features than the target.
+        settings: target and limits.
+        n_updates: of the whole training.
+        due: the update in which L0 should be at its target.
+        first: the update from which on it steers.
 
     Attributes:
         scale: what the sparsity coefficient is multiplied with.
-        mean_l0: the smoothed L0; None before the first step.
-        lowest: the smallest L0 of the run so far.
-        highest: the largest.
+        mean_l0: the smoothed L0; None before the first update.
+        n_held: updates in which the coefficient was not raised since L0 did not answer.
     """
 
-    def __init__(self, settings: TargetL0 | None, sae: Any) -> None:
+    def __init__(self, settings: TargetL0, n_updates: int, due: int, first: int = 0) -> None:
         self.settings = settings
-        self.scale = 1.0
-        self.log_scale = 0.0
+        self.n_updates, self.due, self.first = max(1, n_updates), due, first
+        self.scale = settings.start
         self.mean_l0: float | None = None
-        self.lowest, self.highest = math.inf, 0.0
-        self._underway: LateNumber | None = None
-        if settings is None:
-            return
-        coefficients = sae.get_coefficients()
-        if not coefficients:
-            raise ValueError(
-                f"target_l0 steers a sparsity coefficient; {sae.cfg.architecture!r} SAEs have "
-                "none. Their k is their L0."
-            )
-        if not any(coefficient.value for coefficient in coefficients.values()):
-            raise ValueError(
-                "target_l0 multiplies the sparsity coefficient, which is 0; set one above it."
-            )
-        if settings.target > sae.cfg.d_sae:
-            raise ValueError(
-                f"target_l0.target is {settings.target}; there are only {sae.cfg.d_sae} features."
-            )
-        if getattr(sae.cfg, "jumprelu_sparsity_loss_mode", None) == "quadratic":
-            raise ValueError(
-                "target_l0 and jumprelu_sparsity_loss_mode='quadratic' both lead to a target L0; "
-                "use one of them."
-            )
+        self.n_held = 0
+        self._log_scale = math.log(settings.start)
+        self._n_taken = 0
+        self._error = self._distance = self._pace = 0.0
+        self._rise: _Rise | None = None
+        self._has_warned = False
 
-    def observe(self, output: Any) -> None:
-        """Take in the L0 of a step, and set the coefficient's scale for the next.
+    def take(self, l0: float, error: float) -> None:
+        """Set the scale for the next update.
 
-        Away from the CPU, where knowing it means waiting, that of the step before is taken.
+        Args:
+            l0: active features per token in this one.
+            error: of the reconstruction.
         """
         settings = self.settings
-        if settings is None:
-            return
-        features = reported_features(output)
-        l0 = count_active(features) / max(features.shape[:-1].numel(), 1)
-        if may_look_at(l0):
-            self._take(l0.item())
-            return
-        self._take_what_is_underway()
-        self._underway = LateNumber(l0)
+        is_first, past = self.mean_l0 is None, settings.smoothing
+        self.mean_l0 = l0 if self.mean_l0 is None else past * self.mean_l0 + (1 - past) * l0
+        self._error = error if is_first else past * self._error + (1 - past) * error
+        distance = math.log(max(self.mean_l0, 1e-3) / settings.target)
+        change = 0.0 if is_first else distance - self._distance
+        self._distance = distance
+        self._pace += (change - self._pace) / max(_PACE_UPDATES, _PACE_SHARE * self.n_updates)
+        if self._n_taken >= self.first:
+            self._steer()
+        self._n_taken += 1
 
-    def _take_what_is_underway(self) -> None:
-        if self._underway is not None:
-            self._take(self._underway.value())
-            self._underway = None
-
-    def _take(self, l0: float) -> None:
+    def _steer(self) -> None:
         settings = self.settings
-        assert settings is not None
-        past = l0 if self.mean_l0 is None else self.mean_l0
-        self.mean_l0 = settings.smoothing * past + (1 - settings.smoothing) * l0
-        self.lowest, self.highest = min(self.lowest, l0), max(self.highest, l0)
-        error = math.log(max(self.mean_l0, 1e-3) / settings.target)
-        error = max(-1.0, min(1.0, error))
-        self.log_scale += settings.rate * error
-        self.scale = math.exp(self.log_scale + settings.damping * error)
+        way = max(_SHORTEST_WAY * self.n_updates, self.due - self._n_taken, 1)
+        wanted = settings.gain * (self._pace + self._distance / way)
+        most = settings.max_rise / self.n_updates
+        wanted = max(-_FALL_RATE * most, min(most, wanted))
+        if wanted > 0 and self._is_in_vain(way):
+            wanted = 0.0
+        limit = math.log(settings.max_factor)
+        self._log_scale = max(-limit, min(limit, self._log_scale + wanted))
+        self.scale = math.exp(self._log_scale)
+        if self._log_scale == limit and self._distance > math.log(TOLERATED_RATIO):
+            self._warn("max_factor does not allow more")
 
-    def report(self) -> None:
-        """Say when the target was not reached, and what was."""
-        self._take_what_is_underway()
-        settings = self.settings
-        if settings is None or self.mean_l0 is None:
-            return
-        if not _is_reached(self.mean_l0, settings.target):
+    def _is_in_vain(self, way: float) -> bool:
+        """Whether the coefficient rose e-fold without making a difference."""
+        now = _Rise(self._log_scale, self._distance, self._pace, self._error)
+        rise = self._rise
+        if rise is None or now.log_scale < rise.log_scale:
+            rise = self._rise = now
+        if now.log_scale < rise.log_scale + 1 or now.distance <= 0:
+            return False
+        if now.distance > rise.distance - _ANSWER and now.error > _WORSE * rise.error:
+            self.n_held += 1
+            if self.n_held > _SHORTEST_WAY * self.n_updates:
+                self._warn("L0 does not answer, and the reconstruction gets worse")
+            return True
+        slowest, fastest = _SAME_PACE
+        is_late = now.pace > -_LATE * now.distance / way
+        falls = rise.pace * self.n_updates < -_FALLING
+        if is_late and falls and slowest <= now.pace / rise.pace <= fastest:
+            return True
+        self._rise = now
+        return False
+
+    def _warn(self, why: str) -> None:
+        if not self._has_warned:
+            self._has_warned = True
             logger.warning(
-                "The target L0 of %s was not reached: it ended at %.1f, having been between %.1f "
-                "and %.1f, with the sparsity coefficient at %.3g times its configured value. Train "
-                "for longer, or start from another coefficient.",
-                settings.target,
+                "L0 is at %.1f, its target is %s. The sparsity coefficient is not raised above "
+                "%.3g times its configured value: %s.",
                 self.mean_l0,
-                self.lowest,
-                self.highest,
+                self.settings.target,
                 self.scale,
+                why,
             )
 
     def state_dict(self) -> dict[str, Any]:
         """What of it changes."""
         return {
-            "log_scale": self.log_scale,
-            "coefficient_scale": self.scale,
+            "scale": self.scale,
             "mean_l0": self.mean_l0,
-            "range_of_l0": (self.lowest, self.highest),
-            "l0_underway": None if self._underway is None else self._underway.value(),
+            "n_held": self.n_held,
+            "log_scale": self._log_scale,
+            "n_taken": self._n_taken,
+            "error": self._error,
+            "distance": self._distance,
+            "pace": self._pace,
+            "rise": None if self._rise is None else tuple(self._rise),
+            "has_warned": self._has_warned,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self.log_scale, self.scale = state["log_scale"], state["coefficient_scale"]
-        self.mean_l0 = state["mean_l0"]
-        self.lowest, self.highest = state.get("range_of_l0", (math.inf, 0.0))
-        underway = state.get("l0_underway")
-        self._underway = None if underway is None else LateNumber(torch.tensor(underway))
+        self.scale, self.mean_l0, self.n_held = state["scale"], state["mean_l0"], state["n_held"]
+        self._log_scale, self._n_taken = state["log_scale"], state["n_taken"]
+        self._error, self._distance, self._pace = state["error"], state["distance"], state["pace"]
+        self._rise = None if state["rise"] is None else _Rise(*state["rise"])
+        self._has_warned = state["has_warned"]
 
 
-def report_own_target(sae: Any, mean_l0: float | None) -> None:
-    """Say when the target L0 in a jumprelu SAE's own loss was not reached, and what was."""
-    is_quadratic = getattr(sae.cfg, "jumprelu_sparsity_loss_mode", None) == "quadratic"
-    if is_quadratic and mean_l0 is not None and not _is_reached(mean_l0, sae.cfg.target_l0):
-        logger.warning(
-            "The target L0 of %s was not reached: it was %.1f at the end. Train for longer, or "
-            "with another l0_coefficient.",
-            sae.cfg.target_l0,
-            mean_l0,
-        )
-
-
-def _is_reached(l0: float, target: float) -> bool:
-    return 1 / _TOLERATED_RATIO <= max(l0, 1e-9) / target <= _TOLERATED_RATIO
+def is_reached(l0: float, target: float) -> bool:
+    """Whether an L0 is near enough to its target not to be worth a warning."""
+    return 1 / TOLERATED_RATIO <= max(l0, 1e-9) / target <= TOLERATED_RATIO

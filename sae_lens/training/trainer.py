@@ -165,6 +165,8 @@ class SAETrainer(TrainerReports, TrainerState):
         self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
         apply_group_factors(self.optimizer)
         self.coefficient_schedulers = make_coefficient_schedulers(self.sae, self.cfg)
+        for scheduler in self.coefficient_schedulers.values():
+            self.features.controller.wait_until(scheduler.l1_warmup_steps)
         no_coefficient = L1Scheduler(0, self.cfg.total_training_steps, 0.0)
         self.l1_scheduler = next(iter(self.coefficient_schedulers.values()), no_coefficient)
         self._l1_coefficient_used: float | None = None

@@ -52,7 +52,7 @@ def test_averaged_weights_are_saved_on_the_way_and_returned(tmp_path: Path):
 def test_l0_is_steered_to_a_target(architecture: str):
     fields: dict[str, Any] = {"jumprelu_bandwidth": 0.3} if architecture == "jumprelu" else {}
     sae = tiny_sae(architecture, **fields)
-    target = {"target": 6.0, "rate": 0.02, "damping": 2.0, "smoothing": 0.5}
+    target = {"target": 6.0, "smoothing": 0.5}
     cfg = config(250, lr=1e-2, sparsity_loss_type="tanh", l1_coefficient=0.1)
     trainer = Trainer(cfg, {"target_l0": target})
     l0 = losses(trainer, sae, 250, lambda parts: (parts.feature_acts > 0).float().sum(-1).mean())

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sae_lens.config import SAETrainerConfig
 from sae_lens.saes import StandardTrainingSAEConfig, TrainingSAE
@@ -21,9 +23,14 @@ def make_sae(cls: Any = StandardTrainingSAEConfig, **fields: Any) -> TrainingSAE
 
 
 def trainer(
-    sae: TrainingSAE, features: Any, n_steps: int = 12, batch: int = N, **fields: Any
+    sae: TrainingSAE,
+    features: Any,
+    n_steps: int = 12,
+    batch: int = N,
+    data: Iterable[Tensor] | None = None,
+    **fields: Any,
 ) -> SAETrainer:
-    """A trainer of `n_steps` on activations that are the same for all."""
+    """A trainer of `n_steps` on `data`, or activations that are the same for all."""
     cfg = SAETrainerConfig(
         total_training_samples=n_steps * batch,
         train_batch_size_samples=batch,
@@ -32,8 +39,9 @@ def trainer(
     )
     width = getattr(sae.cfg, "d_out", None)
     width = D_IN if width is None else D_IN + width
-    data = (activations(batch, width, seed=step) for step in range(n_steps))
-    return SAETrainer(cfg, sae, data)
+    if data is None:
+        data = (activations(batch, width, seed=step) for step in range(n_steps))
+    return SAETrainer(cfg, sae, iter(data))
 
 
 def recorded(run: SAETrainer, read: Any) -> list[Any]:

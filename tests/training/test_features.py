@@ -14,9 +14,6 @@ from torch import Tensor
 from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import (
-    GatedTrainingSAEConfig,
-    JumpReLUTrainingSAEConfig,
-    StandardTrainingSAEConfig,
     TopKTrainingSAEConfig,
 )
 from sae_lens.training.features import (
@@ -29,7 +26,6 @@ from sae_lens.training.features import (
     WeightAverage,
 )
 from sae_lens.training.resampling import resample_dead_features
-from sae_lens.training.target_l0 import L0Controller
 from sae_lens.training.trainer import SAETrainer
 from tests.helpers import D_IN, D_SAE, activations, assert_close
 from tests.training.runs_on_batches import N, make_sae, recorded, trainer
@@ -49,71 +45,6 @@ def test_p_falls():
     run = trainer(sae, {"p_schedule": {"end": 0.5, "first_step": 4, "steps": 4}})
     seen = recorded(run, lambda output: sae.cfg.lp_norm)
     assert seen == pytest.approx([1.0] * 5 + [0.875, 0.75, 0.625] + [0.5] * 4)
-
-
-@pytest.mark.parametrize(
-    "cls", [StandardTrainingSAEConfig, GatedTrainingSAEConfig, JumpReLUTrainingSAEConfig]
-)
-def test_l0_is_steered_to_its_target(cls: Any):
-    fields = {"jumprelu_bandwidth": 0.3} if cls is JumpReLUTrainingSAEConfig else {}
-    name = "l0_coefficient" if fields else "l1_coefficient"
-    sae = make_sae(cls, **{name: 0.1}, **fields)
-    features = TrainingFeatures(target_l0=TargetL0(6.0, rate=0.02, damping=2.0, smoothing=0.5))
-    run = trainer(sae, features, n_steps=250, batch=32)
-    l0 = recorded(run, lambda output: (output.feature_acts.to_dense() > 0).float().sum(-1).mean())
-    assert l0[0] > 12
-    assert sum(map(float, l0[-20:])) / 20 == pytest.approx(6.0, rel=0.25)
-    assert run.features.coefficient_scale > 1.5
-    assert run.features.metrics() == {"details/coefficient_scale": run.features.coefficient_scale}
-
-
-def test_away_from_the_cpu_the_controller_looks_a_step_back(monkeypatch: pytest.MonkeyPatch):
-    def scales() -> list[float]:
-        run = trainer(make_sae(), {"target_l0": {"target": 5.0}}, n_steps=6)
-        return recorded(run, lambda output: run.features.coefficient_scale)
-
-    at_once = scales()
-    monkeypatch.setattr("sae_lens.training.target_l0.may_look_at", lambda tensor: False)
-    # the first step that can be looked at is the first one, in the second
-    later = scales()
-    assert later[0] == 1.0
-    assert later[1] == at_once[0]
-    assert later[2] == pytest.approx(at_once[1], rel=1e-2)
-
-
-def test_a_controller_that_looks_back_goes_on_from_its_state(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("sae_lens.training.target_l0.may_look_at", lambda tensor: False)
-    sae, settings = make_sae(), TargetL0(5.0)
-    outputs = [sae.training_forward_pass(activations(N, seed=i)) for i in range(4)]
-    whole, first = L0Controller(settings, sae), L0Controller(settings, sae)
-    for output in outputs:
-        whole.observe(output)
-    for output in outputs[:2]:
-        first.observe(output)
-    rest = L0Controller(settings, sae)
-    rest.load_state_dict(copy.deepcopy(first.state_dict()))
-    for output in outputs[2:]:
-        rest.observe(output)
-    assert rest.state_dict() == whole.state_dict()
-    assert whole.state_dict()["l0_underway"] is not None
-
-
-def test_a_target_out_of_reach_is_reported(caplog: Any):
-    run = trainer(make_sae(), {"target_l0": {"target": 1.0}}, n_steps=3)
-    run.fit()
-    assert "target L0 of 1.0 was not reached: it ended at" in caplog.text
-    assert "having been between" in caplog.text
-
-
-@pytest.mark.parametrize(("target", "is_reported"), [(2.0, True), (24.0, False)])
-def test_the_target_in_an_saes_own_loss_is_reported_too(
-    target: float, is_reported: bool, caplog: Any
-):
-    fields = {"jumprelu_sparsity_loss_mode": "quadratic", "target_l0": target}
-    sae = make_sae(JumpReLUTrainingSAEConfig, jumprelu_init_threshold=1e-4, **fields)
-    trainer(sae, None, n_steps=2, lr=1e-6).fit()  # half of all features are above 0 at the start
-    said = f"target L0 of {target} was not reached: it was 2" in caplog.text
-    assert said == is_reported
 
 
 def test_the_result_is_the_average():
