@@ -24,6 +24,7 @@ from sae_lens.cli.main import main
 from sae_lens.config import (
     CacheActivationsRunnerConfig,
     LanguageModelSAERunnerConfig,
+    SAETrainerConfig,
 )
 from sae_lens.constants import EMBEDDED_DATASET_NAME, EMBEDDED_MODEL_NAME
 from sae_lens.evals import EvalConfig, run_evals
@@ -31,6 +32,8 @@ from sae_lens.held_out_evaluation import HeldOutEvaluator
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import SAE, TrainingSAE
+from sae_lens.training.features import NormFilter, TrainingFeatures
+from sae_lens.training.trainer import SAETrainer
 from tests.helpers import D_IN, WordTokenizer, assert_close, several_hooks_configs, tiny_model
 from tests.runs import token_rows
 
@@ -130,6 +133,36 @@ def test_each_hook_has_a_factor_of_its_own(model: Any, rows: Dataset, tmp_path: 
     again = JointActivationsStore.from_config(model, cfg, override_dataset=rows)
     again.load_state_dict(store.state_dict())
     assert torch.equal(again.next_batch(), store.next_batch())
+
+
+@pytest.mark.parametrize("architecture", ["crosscoder", "cross_layer_transcoder"])
+@pytest.mark.parametrize("multiple", [None, 1.2])
+def test_batches_of_ones_own_have_a_factor_for_each_hook_too(
+    architecture: str, multiple: float | None, model: Any, rows: Dataset
+) -> None:
+    sae: Any = TrainingSAE(
+        sae_config(architecture, normalize_activations="expected_average_only_in", hook_names=READS)
+    )
+    names = [*READS, *WRITES][: len(sae.activation_widths)]
+    raw = stacked(model, rows[:]["tokens"], names).flatten(0, 1) * torch.linspace(0.5, 2, 640)[
+        torch.randperm(640, generator=torch.Generator().manual_seed(0))
+    ].view(-1, 1, 1)
+    features = TrainingFeatures(norm_filter=None if multiple is None else NormFilter(multiple))
+    cfg = SAETrainerConfig(
+        total_training_samples=32 * 4, train_batch_size_samples=32, n_batches_for_norm_estimate=10,
+        features=features, lr=0.0,
+    )  # fmt: skip
+    trainer = SAETrainer(cfg=cfg, sae=sae, data_provider=list(raw.flatten(1).split(32)))
+    trainer.source.prepare()
+    sample = raw[:320]
+    if multiple is not None:
+        lengths = raw[:, : len(READS)].flatten(1).norm(dim=-1)
+        limit = multiple * lengths[:320].median()
+        assert trainer.source.norm_limit == pytest.approx(float(limit), rel=1e-4)
+        sample = raw[320:640][lengths[320:640] <= limit]
+        assert 0 < len(sample) < 320
+    factors = trainer.source.norm_scaling_factor.view(-1, D_IN)[:, 0]
+    assert_close(factors, math.sqrt(D_IN) / sample.norm(dim=-1).mean(dim=0))
 
 
 @pytest.mark.parametrize("architecture", ["topk_crosscoder", "topk_cross_layer_transcoder"])

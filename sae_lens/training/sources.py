@@ -73,12 +73,15 @@ class ActivationSource:
         self.is_alone = True
 
     @property
-    def norm_scaling_factor(self) -> float | None:
-        """The factor that every batch has been multiplied by, None for none."""
+    def norm_scaling_factor(self) -> Any:
+        """The factor that every batch has been multiplied by, None for none.
+
+        A number, or one for each column of a row.
+        """
         raise NotImplementedError
 
     @norm_scaling_factor.setter
-    def norm_scaling_factor(self, value: float | None) -> None:
+    def norm_scaling_factor(self, value: Any) -> None:
         raise NotImplementedError
 
     def prepare(self) -> None:
@@ -189,23 +192,37 @@ class ActivationSource:
         scales = self.settings.normalize_activations == SCALED_BY_THE_SOURCE
         return scales and self.norm_scaling_factor is None
 
-    def _estimated_factor(self, batches: Iterable[Tensor]) -> float:
-        """sqrt(d_in) over the mean norm of unscaled batches, without what is left out.
+    def _estimated_factor(self, batches: Iterable[Tensor]) -> Any:
+        """sqrt(width) over the mean norm of unscaled batches, without what is left out.
+
+        Where the SAE reads several activations, each has a factor of its own.
+
+        Returns:
+            a number, or one for each column of a row.
 
         Raises:
-            ValueError: when there is no batch, or the mean norm is zero or not finite.
+            ValueError: when there is no batch, or a mean norm is zero or not finite.
         """
-        norms, d_in = [], 0
+        norms, width = [], 1
         for rows in islice(batches, self.settings.n_batches):
-            norms.append(self.without_overlong(rows).float().norm(dim=-1).cpu())
-            d_in = rows.shape[-1]
-        mean_norm = torch.cat(norms).mean().item() if norms else 0.0
-        if not math.isfinite(mean_norm) or mean_norm == 0.0:
+            kept = self.without_overlong(rows).float()
+            width = self._width_of_factor(kept.shape[-1])
+            norms.append(kept.unflatten(-1, (-1, width)).norm(dim=-1).cpu())
+        means = torch.cat(norms).mean(dim=0).tolist() if norms else [0.0]
+        wrong = [mean for mean in means if not math.isfinite(mean) or mean == 0.0]
+        if wrong:
             raise ValueError(
-                f"The mean norm of the activations over {len(norms)} batches is {mean_norm}, so "
+                f"The mean norm of the activations over {len(norms)} batches is {wrong[0]}, so "
                 "they cannot be scaled; check the source, or use normalize_activations='none'."
             )
-        return math.sqrt(d_in) / mean_norm
+        factors = [math.sqrt(width) / mean for mean in means]
+        if self.settings.n_read == 1:
+            return factors[0]
+        return torch.tensor(factors).repeat_interleave(width)
+
+    def _width_of_factor(self, width_of_row: int) -> int:
+        widths = self.settings.widths
+        return width_of_row if widths is None or self.settings.n_read == 1 else widths[0]
 
     def _take_median(self, batches: Iterable[Tensor]) -> None:
         """From unscaled batches; not that many are needed.
@@ -251,12 +268,12 @@ class StoreSource(ActivationSource):
         self.store = store
 
     @property
-    def norm_scaling_factor(self) -> float | None:
+    def norm_scaling_factor(self) -> Any:
         """The store's factor."""
         return self.store.estimated_norm_scaling_factor
 
     @norm_scaling_factor.setter
-    def norm_scaling_factor(self, value: float | None) -> None:
+    def norm_scaling_factor(self, value: Any) -> None:
         pause_prefetching(self.store)
         self.store.estimated_norm_scaling_factor = value
 
@@ -276,8 +293,7 @@ class StoreSource(ActivationSource):
             self._look_ahead(self._take_median)
         if self._needs_whitening:
             self._look_ahead(self._take_whitening)
-        has_one_factor = self.settings.n_read == 1  # rather than one for each hook
-        if self._needs_factor and self.norm_limit is not None and has_one_factor:
+        if self._needs_factor and self.norm_limit is not None:
             self.norm_scaling_factor = self._look_ahead(self._estimated_factor)
         self.store.set_norm_scaling_factor_if_needed()
 
@@ -314,7 +330,7 @@ class IteratorSource(ActivationSource):
         super().__init__(settings or SourceSettings())
         self._counted = CountedBatches(batches)
         self._batches: Iterator[Tensor] = map(_without_middle, self._counted)
-        self._factor: float | None = None
+        self._factor: Any = None
 
     def require_resumable(self) -> None:
         """Nothing: batches that come in an order of their own can be counted."""
@@ -333,12 +349,12 @@ class IteratorSource(ActivationSource):
         self._counted.load_state_dict(state["batches"])
 
     @property
-    def norm_scaling_factor(self) -> float | None:
+    def norm_scaling_factor(self) -> Any:
         """The factor that batches are multiplied by."""
         return self._factor
 
     @norm_scaling_factor.setter
-    def norm_scaling_factor(self, value: float | None) -> None:
+    def norm_scaling_factor(self, value: Any) -> None:
         self._factor = value
 
     @torch.no_grad()
@@ -357,7 +373,7 @@ class IteratorSource(ActivationSource):
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         batch = next(self._batches)
-        return batch if self._factor is None else batch * self._factor
+        return batch if self._factor is None else scaled(batch, self._factor)
 
 
 def unscaled_inputs(
