@@ -13,7 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from sae_lens.activations.embedded import load_embedded_model, load_embedded_text
-from sae_lens.demo_runner import D_IN, DemoSettings, _judge, _train, runner_config
+from sae_lens.demo_runner import (
+    D_IN,
+    DemoSettings,
+    judge_on_held_out,
+    runner_config,
+    train_timed,
+)
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes import SAE
 from sae_lens.synthetic.architectures import is_steered
@@ -40,19 +46,19 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "matryoshka_batchtopk": {"k": L0, "matryoshka_widths": [D_SAE // 8, D_SAE // 2, D_SAE]},
     "abstopk": {"k": L0},
     "matching_pursuit": {"max_iterations": L0, "decoder_init_norm": 1.0},
-    "transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
-    "skip_transcoder": {"l1_coefficient": 0.05, **MLP_HOOKS},
+    "transcoder": {"l1_coefficient": 1.0, **MLP_HOOKS},
+    "skip_transcoder": {"l1_coefficient": 1.0, **MLP_HOOKS},
     "jumprelu_transcoder": {**STEPS, **TOWARDS_L0, **MLP_HOOKS},
     "jumprelu_skip_transcoder": {**STEPS, **TOWARDS_L0, **MLP_HOOKS},
     "topk_transcoder": {"k": L0, **MLP_HOOKS},
     "topk_skip_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_transcoder": {"k": L0, **MLP_HOOKS},
     "batchtopk_skip_transcoder": {"k": L0, **MLP_HOOKS},
-    "crosscoder": {"l1_coefficient": 0.05, **RESIDUALS},
+    "crosscoder": {"l1_coefficient": 1.0, **RESIDUALS},
     "jumprelu_crosscoder": {**STEPS, **TOWARDS_L0, "l0_coefficient": 2.0, **RESIDUALS},
     "topk_crosscoder": {"k": L0, **RESIDUALS},
     "batchtopk_crosscoder": {"k": L0, **RESIDUALS},
-    "cross_layer_transcoder": {"l1_coefficient": 0.2, **ALL_MLPS},
+    "cross_layer_transcoder": {"l1_coefficient": 1.0, **ALL_MLPS},
     "jumprelu_cross_layer_transcoder": {
         "l0_coefficient": 0.5,
         "jumprelu_init_threshold": 0.05,
@@ -87,12 +93,12 @@ def main() -> None:
             if sae_config.hook_name:
                 config.hook_name, config.hook_layer = sae_config.hook_name, sae_config.hook_layer
             if is_steered(name) and "target_l0" not in SETTINGS[name]:
-                target = TrainingFeatures(target_l0=TargetL0(L0, rate=0.05, damping=2.0))
+                target = TrainingFeatures(target_l0=TargetL0(L0))
                 config.features = target.to_dict()
-            speed = _train(config)
+            speed = train_timed(config)
             assert config.output_path is not None
             sae = SAE.load_from_disk(config.output_path).eval()
-            found = _judge(sae, model, held_out, settings, config, speed)
+            found = judge_on_held_out(sae, model, held_out, settings, config, speed)
             dead = f"{found.dead_features / sae.cfg.d_sae:.0%}"
             print(
                 f"| {name} | {found.l0:.1f} | {found.explained_variance:.3f} | "

@@ -159,9 +159,9 @@ def _run_demo(output: Path, settings: DemoSettings, say: Callable[[str], None]) 
             f"{EMBEDDED_MODEL_NAME} on {settings.training_tokens:,} tokens"
         )
         config = runner_config(sae_config, output, settings)
-        tokens_per_second = _train(config)
+        tokens_per_second = train_timed(config)
         sae = SAE.load_from_disk(output / name, device=settings.device)
-        result = _judge(sae, model, held_out, settings, config, tokens_per_second)
+        result = judge_on_held_out(sae, model, held_out, settings, config, tokens_per_second)
         features = collect_feature_data(
             sae,
             model,
@@ -271,15 +271,15 @@ def _sae_configs(settings: DemoSettings) -> list[TrainingSAEConfig]:
     return [TopKTrainingSAEConfig(**shared, k=32), jumprelu]
 
 
-def _train(config: LanguageModelSAERunnerConfig) -> float:
-    """Train and save; the tokens per second, language model included."""
+def train_timed(config: LanguageModelSAERunnerConfig) -> float:
+    """Train and save the SAE of a run; the tokens per second, language model included."""
     runner = SAETrainingRunner(config)
     started = time.monotonic()
     runner.run()
     return config.total_training_tokens / (time.monotonic() - started)
 
 
-def _judge(
+def judge_on_held_out(
     sae: SAE,
     model: Any,
     held_out: Any,
@@ -287,6 +287,16 @@ def _judge(
     config: LanguageModelSAERunnerConfig,
     tokens_per_second: float,
 ) -> DemoSAE:
+    """Measure a trained SAE, or transcoder or crosscoder, on text that it has not seen.
+
+    Args:
+        sae: in its inference form.
+        model: whose activations it was trained on.
+        held_out: the text, as `load_embedded_text("heldout")` gives it.
+        settings: how many contexts are looked at, and where.
+        config: the run that trained it and wrote its log, from which the curves are.
+        tokens_per_second: of training, as `train_timed` says.
+    """
     store = ActivationsStore.from_sae(
         model,
         sae,
