@@ -18,10 +18,10 @@ from sae_lens.kernels.determinism import allows_sparse_kernels
 
 SparseKernels = Literal["auto", "dense", "sparse"]
 
-# On two CPU cores at d_in 768 the forms break even at a share of about 0.1:
-# benchmarks/bench_step.py measures it.
-_SPARSE_BELOW = 0.05
-_DENSE_ABOVE = 0.08
+# With one thread the forms break even at a share of 0.11 or more at 768 -> 3072, and at 64 -> 512
+# of 0.08 (standard) or more (the others): benchmarks/bench_step.py measures it.
+_SPARSE_BELOW = 0.09
+_DENSE_ABOVE = 0.11
 # Multiplications in the encoder's product below which the sparse form's overhead is not won back:
 # with one thread the forms break even at 128 tokens of 64 dimensions and 512 features, or 1 << 22.
 _SMALLEST_WORK = 1 << 23

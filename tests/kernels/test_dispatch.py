@@ -19,7 +19,7 @@ def test_auto_waits_for_a_measurement() -> None:
 def test_auto_has_hysteresis() -> None:
     choice = SparseChoice()
     decisions = []
-    for density in (0.5, 0.06, 0.04, 0.06, 0.5, 0.06):
+    for density in (0.5, 0.1, 0.04, 0.1, 0.5, 0.1):
         choice.observe(density)
         decisions.append(choice.choose())
     assert decisions == [False, False, True, True, False, False]
