@@ -2,7 +2,7 @@
 
 Training a BatchTopK (or Matryoshka BatchTopK) SAE keeps a running threshold; afterwards a feature
 fires where its pre-activation, times its decoder norm if selection was by that, exceeds the
-threshold (Bussmann, Leask & Nanda 2024, arXiv:2412.06410, section 3.2).
+threshold (Bussmann, Leask & Nanda 2024, arXiv:2412.06410, section 3).
 """
 
 from __future__ import annotations

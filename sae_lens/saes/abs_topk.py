@@ -3,7 +3,7 @@
     h = (x - b_dec) W_enc + b_enc,  f = h where |h| is among the k largest, zero elsewhere
 
 Zhu et al. 2025, "AbsTopK: Rethinking Sparse Autoencoders For Bidirectional Features"
-(arXiv:2510.00404), section 3: a feature and its opposite share one direction. Features may be
+(arXiv:2510.00404): a feature and its opposite share one direction. Features may be
 negative. Trained like topk; the auxiliary loss selects among dead features by absolute value too.
 """
 

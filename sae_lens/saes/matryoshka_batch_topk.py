@@ -4,7 +4,7 @@
     loss = sum over w of |x - x'_w|^2 + aux-k
 
 Bussmann, Nabeshima, Karvonen & Nanda 2025, "Learning Multi-Level Features with Matryoshka Sparse
-Autoencoders" (arXiv:2503.17547), section 3: early features have to be general, since the later ones
+Autoencoders" (arXiv:2503.17547): early features have to be general, since the later ones
 cannot help them. All prefixes come from one decoding, in pieces between two widths, which are then
 summed up. The loss of width d_sae is `mse_loss`; of the others, `inner_mse_loss_<w>`.
 
