@@ -23,11 +23,18 @@ _FACTS = (
     ("its arguments", "activation_fn_kwargs"),
     ("dtype", "dtype"),
     ("model", "model_name"),
+    ("models", "model_names"),
     ("hook", "hook_name"),
+    ("hooks", "hook_names"),
+    ("writes to", "hook_name_out"),
+    ("writes to", "hook_names_out"),
+    ("output width (d_out)", "d_out"),
     ("head", "hook_head_index"),
     ("context size", "context_size"),
     ("dataset", "dataset_path"),
     ("activations normalised by", "normalize_activations"),
+    ("leaves out special tokens", "exclude_special_tokens"),
+    ("leaves out norms above the median times", "norm_filter_multiple"),
     ("b_dec taken off the input", "apply_b_dec_to_input"),
     ("prepends BOS", "prepend_bos"),
     ("model loaded with", "model_from_pretrained_kwargs"),
@@ -131,8 +138,11 @@ def _as_json(description: FolderDescription, checks: list[Check]) -> dict[str, A
 def _as_text(description: FolderDescription, checks: list[Check]) -> list[str]:
     config, sparsity = description.config, description.sparsity
     lines = [f"SAE in {description.path}", ""]
-    facts = [(label, config.get(key)) for label, key in _FACTS]
-    lines += _indented([(label, _fact(value)) for label, value in facts if value not in (None, {})])
+    known = {**(config.get("metadata") or {}), **config}
+    if known.get("hook_names"):
+        known.pop("hook_name", None)  # the first of them
+    facts = [(label, known.get(key)) for label, key in _FACTS]
+    lines += _indented([(label, _fact(v)) for label, v in facts if v not in (None, {}, [])])
     lines += ["", "Tensors"]
     lines += _indented(
         [(t.name, "x".join(map(str, t.shape)) or "scalar", t.dtype) for t in description.tensors]
@@ -160,6 +170,8 @@ def _fact(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, dict):
         return ", ".join(f"{key}={inner}" for key, inner in value.items())
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
     return str(value)
 
 

@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from sae_lens.cli.main import main
 from sae_lens.loading.describe import describe_folder
+from sae_lens.saes import SAE, CrossLayerTranscoderConfig, TranscoderConfig
 from tests.helpers import GOLDENS
 
 FLAT = GOLDENS / "v5" / "disk5-topk"
@@ -54,6 +55,31 @@ def test_text_of_a_flat_folder(capsys: pytest.CaptureFixture[str]) -> None:
         "ok forward pass finite",
     ):
         assert line in lines
+
+
+def test_hooks_that_are_read_and_written_and_filters(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hooks = ["blocks.0.hook_mlp_in", "blocks.1.hook_mlp_in"]
+    outs = ["blocks.0.hook_mlp_out", "blocks.1.hook_mlp_out"]
+    size: dict[str, Any] = {"d_in": 4, "d_sae": 6}
+    saes: dict[str, Any] = {
+        "hook": TranscoderConfig(
+            **size, d_out=3, metadata={"hook_name": hooks[0], "hook_name_out": outs[0]}
+        ),
+        "hooks": CrossLayerTranscoderConfig(**size, hook_names=hooks, hook_names_out=outs),
+    }
+    for label, config in saes.items():
+        config.extra_metadata.update(norm_filter_multiple=7.5, exclude_special_tokens=[0, 1])
+        SAE(config).save_model(tmp_path / label)
+        assert main(["show", str(tmp_path / label)]) == 0
+        lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+        n = 1 if label == "hook" else 2
+        assert f"{label} {', '.join(hooks[:n])}" in lines
+        assert f"writes to {', '.join(outs[:n])}" in lines
+        assert "leaves out norms above the median times 7.5" in lines
+        assert "leaves out special tokens 0, 1" in lines
+        assert ("output width (d_out) 3" in lines) is (n == 1)
 
 
 def test_json_of_a_nested_folder(capsys: pytest.CaptureFixture[str]) -> None:
