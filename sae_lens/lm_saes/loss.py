@@ -58,11 +58,7 @@ class LmSaesTerms:
         return bool(self.lp_coefficient) and self.has_thresholds
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """The terms that are asked for."""
         sae, losses = self.sae, {}
@@ -83,7 +79,6 @@ class LmSaesTerms:
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """The same terms, from active entries; aux-k is dense over the dead features."""
         sae, losses = self.sae, {}

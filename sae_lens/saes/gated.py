@@ -114,11 +114,7 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         return TrainingEncoding(features, magnitude_pre, centred, gate_pre)
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """`l1_loss` of the gate, and `auxiliary_reconstruction_loss` from the gate alone."""
         centred, gate_pre = encoding.processed_in, encoding.gate_pre
@@ -184,7 +180,6 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`."""
         gate_acts, norms = encoding.gate_values, decoding.decoder_norms

@@ -190,11 +190,7 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         return {"l0": TrainCoefficientConfig(self.cfg.l0_coefficient, self.cfg.l0_warm_up_steps)}
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """`l0_loss`, and in the v6 form `pre_act_loss` when it has a coefficient."""
         losses = {"l0_loss": self._sparsity_loss(step.coefficient("l0"), encoding)}
@@ -267,7 +263,6 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`; the pre-activation loss is dense over the dead features."""
         losses = {"l0_loss": self._sparsity_of_entries(step.coefficient("l0"), encoding, decoding)}

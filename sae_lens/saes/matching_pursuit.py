@@ -192,11 +192,7 @@ class MatchingPursuitTrainingSAE(TrainingSAE, MatchingPursuitSAE):
         return TrainingEncoding(features, features)
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """None."""
         return {}

@@ -95,18 +95,14 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
         return list(pairwise([0, *self._widths[:-1]]))
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """`inner_mse_loss_<w>` of every width but the last, and the auxiliary term."""
         prefixes = self._prefix_reconstructions(encoding.feature_acts)
         losses = self._inner_losses(prefixes, step.sae_in)
         level_losses = [
             super(MatryoshkaBatchTopKTrainingSAE, self).auxiliary_losses(
-                replace(step, dead_neuron_mask=dead), encoding, recons, per_item_mse_loss
+                replace(step, dead_neuron_mask=dead), encoding, recons
             )[_AUX_NAME]
             for recons, dead in self._aux_levels(prefixes, sae_out, step.dead_neuron_mask)
         ]
@@ -117,7 +113,6 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`, from active entries."""
         prefixes = self._prefix_reconstructions_of_entries(encoding)
@@ -127,7 +122,6 @@ class MatryoshkaBatchTopKTrainingSAE(BatchTopKTrainingSAE):
                 replace(step, dead_neuron_mask=dead),
                 encoding,
                 decoding._replace(sae_out=recons),
-                per_item_mse_loss,
             )[_AUX_NAME]
             for recons, dead in self._aux_levels(prefixes, decoding.sae_out, step.dead_neuron_mask)
         ]

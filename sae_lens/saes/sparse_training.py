@@ -119,9 +119,8 @@ def sparse_training_pass(
         gate_recons=None if encoding.gate_values is None else recons[1],
         decoder_norms=decoded.norms,
     )
-    per_item_mse_loss = sae.mse_loss_fn(sae_out, step.sae_in)
-    losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
-    losses |= terms.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
+    losses = {"mse_loss": sae.mse_loss_fn(sae_out, step.sae_in).sum(dim=-1).mean()}
+    losses |= terms.sparse_auxiliary_losses(step, encoding, decoding)
     loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
     is_incomplete = active.is_incomplete
     if is_incomplete is not None:  # what is not the whole gradient is none

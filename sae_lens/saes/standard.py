@@ -92,11 +92,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         return TrainingEncoding(self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre)
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """`l1_loss`, and `ghost_grad_loss` when asked for."""
         weighted = encoding.feature_acts
@@ -109,7 +105,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
                 losses["ghost_grad_loss"] = self.calculate_ghost_grad_loss(
                     x=step.sae_in,
                     sae_out=sae_out,
-                    per_item_mse_loss=per_item_mse_loss,
+                    per_item_mse_loss=self.mse_loss_fn(sae_out, step.sae_in),
                     hidden_pre=encoding.hidden_pre,
                     dead_neuron_mask=step.dead_neuron_mask,
                 )
@@ -140,7 +136,6 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`; ghost gradients are dense over the dead features."""
         weighted = encoding.feature_values
@@ -159,7 +154,7 @@ class StandardTrainingSAE(TrainingSAE, StandardSAE):
                     self.linear_decode_some(ghost_acts, dead.indices),
                     step.sae_in,
                     sae_out,
-                    per_item_mse_loss,
+                    self.mse_loss_fn(sae_out, step.sae_in),
                     self.mse_loss_fn,
                 )
                 losses["ghost_grad_loss"] = dead.if_any(loss)

@@ -185,11 +185,7 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         return TrainingEncoding(self.hook_sae_acts_post(self.activation_fn(hidden_pre)), hidden_pre)
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """`auxiliary_reconstruction_loss`, 0 when nothing is dead."""
         if step.most_dead == 0:
@@ -297,7 +293,6 @@ class TopKTrainingSAE(TrainingSAE, TopKSAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`, dense over the dead features alone."""
         dead = dead_features_of(step)

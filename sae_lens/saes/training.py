@@ -125,11 +125,7 @@ class TrainingSAE(InitialValues, TrainingFiles, SAE):
         raise NotImplementedError
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """All terms of the loss besides `mse_loss`, by name."""
         raise NotImplementedError
@@ -166,7 +162,6 @@ class TrainingSAE(InitialValues, TrainingFiles, SAE):
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """The same terms as `auxiliary_losses`."""
         raise NotImplementedError
@@ -258,10 +253,9 @@ class TrainingSAE(InitialValues, TrainingFiles, SAE):
             return sparse_training_pass(self, step, x)
         encoding = self.encode_for_training(x)
         sae_out = self.add_bypass(self.decode(encoding.feature_acts), x)
-        per_item_mse_loss = self.mse_loss_fn(sae_out, step.sae_in)
-        losses = {"mse_loss": per_item_mse_loss.sum(dim=-1).mean()}
+        losses = {"mse_loss": self.mse_loss_fn(sae_out, step.sae_in).sum(dim=-1).mean()}
         terms = self.loss_terms(step)
-        losses |= terms.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
+        losses |= terms.auxiliary_losses(step, encoding, sae_out)
         loss = torch.stack([part.to(losses["mse_loss"].dtype) for part in losses.values()]).sum()
         metrics = self.training_metrics()
         if is_open:

@@ -98,38 +98,32 @@ class DeadFeatureTerms:
         return self.others.has_sparse_form()
 
     def auxiliary_losses(
-        self,
-        step: TrainStepInput,
-        encoding: TrainingEncoding,
-        sae_out: Tensor,
-        per_item_mse_loss: Tensor,
+        self, step: TrainStepInput, encoding: TrainingEncoding, sae_out: Tensor
     ) -> dict[str, Tensor]:
         """The SAE's own terms, `auxk_loss` and `ghost_grad_loss`."""
-        losses = self.others.auxiliary_losses(step, encoding, sae_out, per_item_mse_loss)
+        losses = self.others.auxiliary_losses(step, encoding, sae_out)
         dead = dead_features_of(step)
         hidden = None if dead is None else hidden_pre_of_encoding(self.sae, encoding, dead.indices)
-        return losses | self._terms(step.sae_in, sae_out, per_item_mse_loss, dead, hidden)
+        return losses | self._terms(step.sae_in, sae_out, dead, hidden)
 
     def sparse_auxiliary_losses(
         self,
         step: TrainStepInput,
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
-        per_item_mse_loss: Tensor,
     ) -> dict[str, Tensor]:
         """As `auxiliary_losses`."""
-        losses = self.others.sparse_auxiliary_losses(step, encoding, decoding, per_item_mse_loss)
+        losses = self.others.sparse_auxiliary_losses(step, encoding, decoding)
         dead = dead_features_of(step)
         hidden = None
         if dead is not None:
             hidden = self.sae.hidden_pre_of_features(decoding.processed_in, dead.indices)
-        return losses | self._terms(step.sae_in, decoding.sae_out, per_item_mse_loss, dead, hidden)
+        return losses | self._terms(step.sae_in, decoding.sae_out, dead, hidden)
 
     def _terms(
         self,
         target: Tensor,
         sae_out: Tensor,
-        per_item_mse_loss: Tensor,
         dead: DeadFeatures | None,
         hidden: Tensor | None,
     ) -> dict[str, Tensor]:
@@ -148,7 +142,8 @@ class DeadFeatureTerms:
         if self.ghost_gradients and sae.training:
             acts = torch.exp(dead.only(hidden, -torch.inf))
             ghost_out = undo_scale(sae, sae.linear_decode_some(acts, dead.indices))
-            loss = ghost_out_loss(ghost_out, target, sae_out, per_item_mse_loss, sae.mse_loss_fn)
+            errors = sae.mse_loss_fn(sae_out, target)
+            loss = ghost_out_loss(ghost_out, target, sae_out, errors, sae.mse_loss_fn)
             losses["ghost_grad_loss"] = dead.if_any(loss)
         return losses
 
