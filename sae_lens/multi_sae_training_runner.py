@@ -39,6 +39,7 @@ from sae_lens.training.prefixed_logger import PrefixedLogger
 from sae_lens.training.random_states import random_state, set_random_state
 from sae_lens.training.resume_files import ResumableCheckpoint
 from sae_lens.training.side_by_side import TOGETHER, SideBySide
+from sae_lens.training.source_statistics import prepare_together
 from sae_lens.training.sources import StoreSource
 from sae_lens.training.trainer import SAETrainer
 from sae_lens.training.trainer_parts import source_settings
@@ -187,8 +188,8 @@ class MultiSAETrainingRunner:
             sources[name] = StoreSource(view, source_settings(config, view))
             sources[name].is_alone = False
         # While no batch is drawn, the data can be rewound after the estimates.
-        for source in sources.values() if self._resumed is None else ():
-            source.prepare()
+        if self._resumed is None:
+            prepare_together(list(sources.values()), self.activations_store)
         start = random_state()
         self._singles: dict[str, _OneOfSeveral] = {}
         self._random_states: dict[str, dict[str, Any]] = {}

@@ -64,7 +64,9 @@ def saes() -> dict[str, Any]:
         "jumprelu": JumpReLUTrainingSAEConfig(
             d_in=D_IN, d_sae=24, normalize_activations=SCALED, l0_coefficient=0.1
         ),
-        "wide": StandardTrainingSAEConfig(d_in=D_IN, d_sae=64, l1_coefficient=0.1),
+        "wide": StandardTrainingSAEConfig(
+            d_in=D_IN, d_sae=64, normalize_activations="whitening", l1_coefficient=0.1
+        ),
         "head": GatedTrainingSAEConfig(
             d_in=D_IN // 2, d_sae=16, normalize_activations=SCALED, l1_coefficient=0.1
         ),
@@ -313,10 +315,9 @@ def test_saes_and_an_evaluator_of_ones_own(make_config: Any, model: Any, rows: D
     assert runner.saes["wide"] is own
     widths = [sum(getattr(sae, "activation_widths", (sae.cfg.d_in,))) for sae, _ in seen]
     assert [shape for _, shape in seen] == [(1, 16, 1, width) for width in widths]
-    white = runner.saes["layers"]  # seen as it is saved
-    assert [sae for sae, _ in seen if type(sae) is not type(white)] == [
-        sae for sae in runner.saes.values() if sae is not white
-    ]
+    white = {type(runner.saes[name]) for name in ("wide", "layers")}  # seen as they are saved
+    others = [sae for sae in runner.saes.values() if type(sae) not in white]
+    assert [sae for sae, _ in seen if type(sae) not in white] == others
     assert "evaluator" in cfg.to_dict()
 
 

@@ -261,7 +261,11 @@ class HookView:
         """The next batches, unscaled; see `ActivationsStore.look_ahead`."""
         with closing(self.shared.look_ahead(n_batches)) as batches:
             for rows in batches:
-                yield self.shared.rows_of(self.reading, rows)
+                yield self.own_rows(rows)
+
+    def own_rows(self, rows: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape d_in"]:
+        """This SAE's part of shared rows, unscaled."""
+        return self.shared.rows_of(self.reading, rows)
 
     def set_norm_scaling_factor_if_needed(self) -> None:
         """Estimate the factor where the view scales and does not know it yet."""
@@ -302,6 +306,6 @@ class HookView:
         atomic_save_safetensors(self.state_dict(), file_path)
 
     def _own(self, rows: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape d_in"]:
-        own = self.shared.rows_of(self.reading, rows)
+        own = self.own_rows(rows)
         factor = self.estimated_norm_scaling_factor
         return own if factor is None else scaling.scaled(own, factor)

@@ -7,11 +7,9 @@ sqrt(d_in) is a store's own work.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
 import torch
@@ -21,12 +19,10 @@ from torch import Tensor
 from sae_lens.activations.scaling import scaled, unscaled
 from sae_lens.saes.whitening import WHITENING
 from sae_lens.training.counted_batches import CountedBatches
-from sae_lens.whitening import DEFAULT_SHRINKAGE, CovarianceEstimate, Whitening, whiten_parts
+from sae_lens.training.source_statistics import Covariances, MeanNorms, MedianNorm, Statistic
+from sae_lens.whitening import DEFAULT_SHRINKAGE, Whitening, whiten_parts
 
 SCALED_BY_THE_SOURCE = "expected_average_only_in"
-
-# The median of so many batches' norms is that of the activations, for all that it is used for.
-_BATCHES_FOR_MEDIAN = 100
 
 
 @dataclass(frozen=True)
@@ -113,7 +109,7 @@ class ActivationSource:
         """Rows as they are trained on: without overlong ones, and whitened."""
         if self.norm_limit is None and self.whitening is None:
             return rows
-        rows = self.without_overlong(self._moved(rows))
+        rows = self.without_overlong(self.moved(rows))
         return rows if self.whitening is None else whiten_parts(self.whitening, rows)
 
     @property
@@ -127,7 +123,7 @@ class ActivationSource:
         """Rows whose input activation is no longer than the limit; rows may be scaled."""
         if self.norm_limit is None:
             return rows
-        inputs = self._inputs(rows).float()
+        inputs = self.inputs_of(rows).float()
         if self.norm_scaling_factor is not None:
             inputs = unscaled_inputs(inputs, self.norm_scaling_factor)
         return rows[inputs.norm(dim=-1) <= self.norm_limit]
@@ -162,12 +158,13 @@ class ActivationSource:
         else:
             self.whitening = tuple(
                 Whitening.from_state_dict(
-                    {name: self._moved(tensor) for name, tensor in part.items()}
+                    {name: self.moved(tensor) for name, tensor in part.items()}
                 )
                 for part in parts
             )
 
-    def _moved(self, rows: Tensor) -> Tensor:
+    def moved(self, rows: Tensor) -> Tensor:
+        """Rows on the SAE's device."""
         device = self.settings.device
         return rows if device is None else rows.to(device, non_blocking=True)
 
@@ -175,7 +172,8 @@ class ActivationSource:
         """The next rows, scaled where there is a factor."""
         raise NotImplementedError
 
-    def _inputs(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_in"]:
+    def inputs_of(self, rows: Float[Tensor, "n d"]) -> Float[Tensor, "n d_in"]:
+        """The part of rows that the SAE reads."""
         widths = self.settings.widths
         return rows if widths is None else rows[:, : sum(widths[: self.settings.n_read])]
 
@@ -192,66 +190,19 @@ class ActivationSource:
         scales = self.settings.normalize_activations == SCALED_BY_THE_SOURCE
         return scales and self.norm_scaling_factor is None
 
-    def _estimated_factor(self, batches: Iterable[Tensor]) -> Any:
-        """sqrt(width) over the mean norm of unscaled batches, without what is left out.
+    @property
+    def _estimates_factor(self) -> bool:
+        """Whether the factor, if one is needed, is estimated here."""
+        return True
 
-        Where the SAE reads several activations, each has a factor of its own.
-
-        Returns:
-            a number, or one for each column of a row.
-
-        Raises:
-            ValueError: when there is no batch, or a mean norm is zero or not finite.
-        """
-        norms, width = [], 1
-        for rows in islice(batches, self.settings.n_batches):
-            kept = self.without_overlong(rows).float()
-            width = self._width_of_factor(kept.shape[-1])
-            norms.append(kept.unflatten(-1, (-1, width)).norm(dim=-1).cpu())
-        means = torch.cat(norms).mean(dim=0).tolist() if norms else [0.0]
-        wrong = [mean for mean in means if not math.isfinite(mean) or mean == 0.0]
-        if wrong:
-            raise ValueError(
-                f"The mean norm of the activations over {len(norms)} batches is {wrong[0]}, so "
-                "they cannot be scaled; check the source, or use normalize_activations='none'."
-            )
-        factors = [math.sqrt(width) / mean for mean in means]
-        if self.settings.n_read == 1:
-            return factors[0]
-        return torch.tensor(factors).repeat_interleave(width)
-
-    def _width_of_factor(self, width_of_row: int) -> int:
-        widths = self.settings.widths
-        return width_of_row if widths is None or self.settings.n_read == 1 else widths[0]
-
-    def _take_median(self, batches: Iterable[Tensor]) -> None:
-        """From unscaled batches; not that many are needed.
-
-        Raises:
-            ValueError: when there is no batch, or the median is zero or not finite.
-        """
-        some = islice(batches, min(self.settings.n_batches, _BATCHES_FOR_MEDIAN))
-        norms = [self._inputs(rows).float().norm(dim=-1).cpu() for rows in some]
-        median = torch.cat(norms).median().item() if norms else 0.0
-        if not math.isfinite(median) or median == 0.0:
-            raise ValueError(
-                f"The median norm of the activations over {len(norms)} batches is {median}, so "
-                "none can be left out for being longer; check the source, or leave norm_filter out."
-            )
-        self.norm_median = median
-
-    def _take_whitening(self, batches: Iterable[Tensor]) -> None:
-        """From unscaled batches, without those that are left out."""
-        estimates: list[CovarianceEstimate] = []
-        for rows in islice(batches, self.settings.n_batches):
-            kept = self.without_overlong(self._moved(rows))
-            parts = kept.split(list(self.settings.widths or [kept.shape[-1]]), dim=-1)
-            estimates = estimates or [CovarianceEstimate() for _ in parts]
-            for estimate, part in zip(estimates, parts, strict=True):
-                estimate.add(part)
-        shrinkage = self.settings.shrinkage
-        estimates = estimates or [CovarianceEstimate()]
-        self.whitening = tuple(estimate.whitening(shrinkage) for estimate in estimates)
+    def statistics(self) -> Iterator[Statistic]:
+        """Those that are needed and not known yet: to be taken one after the other."""
+        if self._needs_median:
+            yield MedianNorm(self)
+        if self._needs_whitening:
+            yield Covariances(self)
+        if self._needs_factor and self._estimates_factor:
+            yield MeanNorms(self)
 
 
 class StoreSource(ActivationSource):
@@ -289,12 +240,11 @@ class StoreSource(ActivationSource):
     @torch.no_grad()
     def prepare(self) -> None:
         """Let the store estimate its factor, and look ahead for the other statistics."""
-        if self._needs_median:
-            self._look_ahead(self._take_median)
-        if self._needs_whitening:
-            self._look_ahead(self._take_whitening)
-        if self._needs_factor and self.norm_limit is not None:
-            self.norm_scaling_factor = self._look_ahead(self._estimated_factor)
+        for statistic in self.statistics():
+            self._require_look_ahead()
+            with closing(self.store.look_ahead(statistic.n_batches)) as batches:
+                statistic.add_some(rows[:, 0, :] for rows in batches)
+            statistic.finish()  # afterwards: while looking ahead, the store has no factor
         self.store.set_norm_scaling_factor_if_needed()
 
     def sample(self) -> Float[Tensor, "n d_in"]:
@@ -302,15 +252,17 @@ class StoreSource(ActivationSource):
         self.prepare()
         return self.finished(self.store.storage_buffer[:, 0, :])
 
-    def _look_ahead(self, take: Callable[[Iterable[Tensor]], Any]) -> Any:
+    @property
+    def _estimates_factor(self) -> bool:
+        return self.norm_limit is not None  # the store knows nothing of what is left out
+
+    def _require_look_ahead(self) -> None:
         if not hasattr(self.store, "look_ahead"):
             raise ValueError(
                 "Whitening and norm_filter need statistics of the data, and a "
                 f"{type(self.store).__name__} has no look_ahead to take them from. Pass an "
                 "ActivationsStore or an iterable of batches."
             )
-        with closing(self.store.look_ahead(self.settings.n_batches)) as batches:
-            return take(rows[:, 0, :] for rows in batches)
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         return self.store.next_batch()[:, 0, :]
@@ -364,12 +316,9 @@ class IteratorSource(ActivationSource):
         Raises:
             ValueError: when there is no batch, or the statistics are zero or not finite.
         """
-        if self._needs_median:
-            self._take_median(self._batches)
-        if self._needs_whitening:
-            self._take_whitening(self._batches)
-        if self._needs_factor:
-            self._factor = self._estimated_factor(self._batches)
+        for statistic in self.statistics():
+            statistic.add_some(self._batches)
+            statistic.finish()
 
     def _next_rows(self) -> Float[Tensor, "batch d_in"]:
         batch = next(self._batches)
