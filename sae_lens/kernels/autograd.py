@@ -53,14 +53,19 @@ def sparse_decode_with_norms(
     workspace: Workspace,
     with_norms: bool = False,
     n_blocks: int = 1,
+    n_training: int | None = None,
 ) -> Decoded:
     """`S @ W_dec` for several S with the same entries; `with_norms` also W_dec's row norms.
 
     Together, because both contribute to W_dec's gradient, which is then written once. With rows of
-    `n_blocks` parts side by side, a norm is the sum of its parts' L2 norms.
+    `n_blocks` parts side by side, a norm is the sum of its parts' L2 norms. With `n_training`, only
+    that many S, the first ones, contribute: for the others W_dec is a constant.
     """
     blocks = n_blocks if with_norms else 0
-    recons, norms = _SparseDecode.apply(values, W_dec, active, workspace, blocks)  # type: ignore[misc]
+    n_training = len(values) if n_training is None else n_training
+    recons, norms = _SparseDecode.apply(  # type: ignore[misc]
+        values, W_dec, active, workspace, blocks, n_training
+    )
     return Decoded(recons, None if norms is None else norms.sum(dim=-1))
 
 
@@ -110,13 +115,14 @@ class _SparseDecode(torch.autograd.Function):
         active: ActiveSet,
         workspace: Workspace,
         n_blocks: int,
+        n_training: int,
     ) -> tuple[Tensor, Tensor | None]:
         with without_autocast(W_dec):
             recons = decode_together(values, active, W_dec)
             parts = W_dec.unflatten(1, (n_blocks, -1)) if n_blocks else None
             norms = None if parts is None else torch.linalg.vector_norm(parts, dim=-1)
         ctx.save_for_backward(values, W_dec, norms)
-        ctx.active, ctx.workspace = active.stacked(len(values)), workspace
+        ctx.active, ctx.workspace, ctx.n_training = active, workspace, n_training
         ctx.set_materialize_grads(False)
         return recons, norms
 
@@ -127,13 +133,17 @@ class _SparseDecode(torch.autograd.Function):
     ) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         values, W_dec, norms = ctx.saved_tensors
         needs_values, needs_W_dec = ctx.needs_input_grad[:2]
-        active: ActiveSet = ctx.active
+        n_training: int = ctx.n_training
+        every = trained = ctx.active.stacked(len(values))
+        if n_training < len(values):
+            trained = ctx.active.stacked(n_training)
         grad_values = grad_W_dec = None
         with without_autocast(W_dec):
             if grad_recons is not None:
-                grad_recons = grad_recons.to(W_dec.dtype).flatten(0, 1).contiguous()
+                grad_recons = grad_recons.to(W_dec.dtype).contiguous()
                 if needs_values:
-                    grad_values = entry_products(grad_recons, W_dec, active).view_as(values)
+                    products = entry_products(grad_recons.flatten(0, 1), W_dec, every)
+                    grad_values = products.view_as(values)
             if needs_W_dec and not (grad_recons is None and grad_norms is None):
                 grad_W_dec = ctx.workspace.take_gradient(W_dec)
                 through_norms = grad_norms is not None
@@ -144,7 +154,7 @@ class _SparseDecode(torch.autograd.Function):
                     out = grad_W_dec.unflatten(1, blocks)
                     torch.mul(W_dec.unflatten(1, blocks), per_norm, out=out)
                 if grad_recons is not None:
-                    weight_gradient(
-                        values.flatten(), active, grad_recons, grad_W_dec, through_norms
-                    )
-        return grad_values, grad_W_dec, None, None, None
+                    G = grad_recons[:n_training].flatten(0, 1)
+                    flat = values[:n_training].flatten()
+                    weight_gradient(flat, trained, G, grad_W_dec, through_norms)
+        return grad_values, grad_W_dec, None, None, None, None

@@ -21,6 +21,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sae_lens.kernels.active_set import ActiveSet
+from sae_lens.kernels.autograd import Decoded, sparse_decode_with_norms
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import ZERO_BELOW_ZERO
 from sae_lens.saes.base import SAE
@@ -134,12 +136,8 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         }
 
     def has_sparse_form(self) -> bool:
-        """With elementwise activations, one decoder for both paths, and a sum in the loss."""
-        return (
-            type(self.activation_fn) in ZERO_BELOW_ZERO
-            and not self._detaches_decoder
-            and self.sparsity_term().has_sparse_form
-        )
+        """With elementwise activations, and a sum in the loss."""
+        return type(self.activation_fn) in ZERO_BELOW_ZERO and self.sparsity_term().has_sparse_form
 
     def sparsity_term(self) -> SparsityTerm:
         """The term of the gate's activations: L1 in the v5 form, else that of the config."""
@@ -152,6 +150,13 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
     def needs_decoder_norms(self) -> bool:
         """They weigh the gate's L1 term."""
         return True
+
+    def sparse_decode(self, values: Tensor, active: ActiveSet) -> Decoded:
+        """Reconstructions by features and by the gate; the latter need not train the decoder."""
+        n_training = 1 if self._detaches_decoder else None
+        return sparse_decode_with_norms(
+            values, self.W_dec, active, self._workspace, with_norms=True, n_training=n_training
+        )
 
     def count_active(self, encoding: TrainingEncoding) -> Tensor:
         """Open gates, whether the magnitude is positive or not."""
@@ -184,10 +189,12 @@ class GatedTrainingSAE(TrainingSAE, GatedSAE):
         """As `auxiliary_losses`."""
         gate_acts, norms = encoding.gate_values, decoding.decoder_norms
         assert gate_acts is not None and norms is not None and decoding.gate_recons is not None
-        active = encoding.active
+        active, b_dec = encoding.active, self.b_dec
+        if self._detaches_decoder:
+            norms, b_dec = norms.detach(), b_dec.detach()
         weighted = gate_acts * norms.index_select(0, active.cols)
         l1 = self.sparsity_term().of_entries(weighted, active, step.coefficient("l1"))
-        gate_recons = decoding.gate_recons + self.b_dec
+        gate_recons = decoding.gate_recons + b_dec
         return {
             "l1_loss": l1,
             "auxiliary_reconstruction_loss": reconstruction_error(

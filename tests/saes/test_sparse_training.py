@@ -60,7 +60,7 @@ V5_CASES: list[tuple[str, dict[str, Any]]] = [
 _SIZE = {"d_in": D_IN, "d_sae": D_SAE}
 V6_CASES: list[Any] = [
     StandardTrainingSAEConfig(**_SIZE),
-    GatedTrainingSAEConfig(**_SIZE),
+    *[GatedTrainingSAEConfig(**_SIZE, detach_auxiliary_decoder=d) for d in (False, True)],
     *[
         JumpReLUTrainingSAEConfig(
             **_SIZE,
