@@ -103,7 +103,7 @@ def matching_pursuit(
         if is_done:
             break
         value, chosen = (residual @ W_dec.T).max(dim=-1)
-        value = torch.relu(value)
+        value = torch.relu(value).to(x.dtype)  # under autocast the product has another
         running = running & (value > 0)
         taken = features.gather(-1, chosen.unsqueeze(-1)).squeeze(-1) != 0
         value = torch.where(running, value, torch.zeros_like(value)).unsqueeze(-1)

@@ -48,7 +48,8 @@ class NonFiniteLossError(RuntimeError):
         if inputs_are_finite:
             reason = (
                 "The activations of that batch are finite, so training has diverged: lower lr, "
-                "warm it up for longer, or turn autocast off."
+                "warm it up for longer, or turn autocast off. In float16 Adam's moments underflow; "
+                "train in float32 or bfloat16."
             )
         else:
             reason = (

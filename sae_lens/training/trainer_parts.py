@@ -48,7 +48,13 @@ def trainer_parts(*args: Any, **kwargs: Any) -> TrainerParts:
     # the first argument may also be a model, or a stand-in for one that has any attribute
     n_samples = getattr(cfg, "total_training_samples", None)
     is_second_form = isinstance(n_samples, (int, float)) or "data_provider" in kwargs
-    return (_parts_on_iterator if is_second_form else _parts_on_model)(*args, **kwargs)
+    parts = (_parts_on_iterator if is_second_form else _parts_on_model)(*args, **kwargs)
+    if getattr(parts.sae, "dtype", None) == torch.float16:
+        _log.warning(
+            "dtype is float16, in which Adam's second moments underflow to 0 and weights become "
+            "NaN; train in float32 or bfloat16 and convert the result."
+        )
+    return parts
 
 
 def _parts_on_model(

@@ -267,3 +267,10 @@ def test_a_warm_up_longer_than_the_training_is_pointed_out(caplog: Any):
     trainer(make_sae(STANDARD, l1_warm_up_steps=48), {})
     assert "l1_warm_up_steps=48 is longer than the training, 12 steps" in caplog.text
     assert "only rises to 25% of its value" in caplog.text
+
+
+def test_float16_is_pointed_out(caplog: Any):
+    trainer(make_sae(STANDARD, dtype="bfloat16"), {})
+    assert caplog.text == ""
+    trainer(make_sae(STANDARD, dtype="float16"), {})
+    assert "dtype is float16, in which Adam's second moments underflow" in caplog.text
