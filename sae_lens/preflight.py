@@ -25,6 +25,7 @@ from sae_lens.config.runner import LanguageModelSAERunnerConfig
 from sae_lens.constants import DTYPE_MAP
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.saes.weights import weights_without_values
+from sae_lens.saes.whitening import WHITENING
 from sae_lens.training.checkpoints import checkpoint_thresholds, ensure_writable
 from sae_lens.training.features import TrainingFeatures
 
@@ -38,6 +39,8 @@ _MATRICES_PER_SPARSE_STEP = 2.0
 _COPIES_PER_STEP = 2.0
 # A checkpoint is written from copies of weights and moments, the final one beside one of its own.
 _COPIES_PER_CHECKPOINT = 4.0
+# A whitening and its inverse, in float32, for each entry of a covariance.
+_BYTES_OF_MAPS = 8
 # Random generators and descriptions in a checkpoint.
 _SMALL_STATE = 16 << 10
 # What a forward pass of the language model holds per token, in units of its width.
@@ -164,11 +167,14 @@ def training_memory(cfg: Any) -> dict[str, int]:
     # Gradients are gone while a checkpoint is written.
     checkpoint = (_COPIES_PER_CHECKPOINT - 1) * weights
     averages = TrainingFeatures.of(getattr(cfg, "features", None)).weight_average
+    maps = _BYTES_OF_MAPS * sum(width**2 for width in _widths(sae))
+    is_whitened = getattr(cfg, "normalize_activations", "none") == WHITENING
     return {
         "SAE": weights,
         "gradients": weights,
         "optimiser": 2 * weights,
         **({} if averages is None else {"averaged weights": weights}),
+        **({"whitening": maps} if is_whitened else {}),
         "a step or a checkpoint": int(max(step, checkpoint)),
     }
 
@@ -181,7 +187,11 @@ def _without_memory(cfg: Any) -> TrainingSAE:
 
 def _row_width(sae: TrainingSAE) -> int:
     """Width of a row of training data: of all activations that the SAE reads or models."""
-    return sum(getattr(sae, "activation_widths", (sae.cfg.d_in,)))
+    return sum(_widths(sae))
+
+
+def _widths(sae: TrainingSAE) -> tuple[int, ...]:
+    return getattr(sae, "activation_widths", (sae.cfg.d_in,))
 
 
 def _estimate_memory(report: PreflightReport, cfg: Any, model: Any) -> None:

@@ -29,6 +29,7 @@ from sae_lens.config import (
 from sae_lens.constants import EMBEDDED_DATASET_NAME, EMBEDDED_MODEL_NAME
 from sae_lens.evals import EvalConfig, run_evals
 from sae_lens.held_out_evaluation import HeldOutEvaluator
+from sae_lens.preflight import training_memory
 from sae_lens.registry import get_sae_training_class
 from sae_lens.sae_training_runner import SAETrainingRunner
 from sae_lens.saes import SAE, TrainingSAE
@@ -199,6 +200,13 @@ def test_a_cache_with_a_column_for_each_hook_trains_the_same(
             del missing["hook_names_out"]
         cfg = run_config(tmp_path / "missing", sae_config(architecture, **missing), **cached)
         SAETrainingRunner(cfg, override_dataset=rows, override_model=model)
+
+
+def test_the_maps_of_a_whitening_take_memory(tmp_path: Path) -> None:
+    for architecture, n_maps in (("crosscoder", 3), ("cross_layer_transcoder", 4)):
+        sae = sae_config(architecture, normalize_activations="whitening")
+        memory = training_memory(run_config(tmp_path, sae))
+        assert memory["whitening"] == n_maps * 2 * 4 * D_IN**2
 
 
 def test_ordinary_saes_have_ordinary_stores() -> None:
