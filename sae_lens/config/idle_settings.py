@@ -31,7 +31,13 @@ def warn_of_idle_settings(cfg: Any) -> None:
         logger.warning("%s=%r has no effect on the %s architecture.", name, value, cfg.architecture)
     for name, reason in _without_what_they_need(cfg).items():
         logger.warning("%s=%r has no effect: %s.", name, getattr(cfg, name), reason)
-    shrinkage = TrainingFeatures.of(cfg.features).whitening_shrinkage
+    features = TrainingFeatures.of(cfg.features)
+    if features.k_schedule is not None and cfg.compile_sae:
+        logger.warning(
+            "compile_sae compiles the training pass anew for each k of features.k_schedule, and no "
+            "more after the eighth: most steps will not be compiled."
+        )
+    shrinkage = features.whitening_shrinkage
     if shrinkage != DEFAULT_SHRINKAGE and cfg.normalize_activations != WHITENING:
         logger.warning(
             "features.whitening_shrinkage=%s has no effect: normalize_activations is %r.",

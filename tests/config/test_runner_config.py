@@ -180,6 +180,13 @@ def test_fields_without_effect_say_so_and_are_no_error() -> None:
         ),
         ({"mse_loss_normalization": "batch"}, "plain squared errors are taken"),
         ({"features": {"whitening_shrinkage": 0.5}}, "normalize_activations is 'none'"),
+        (
+            {
+                "features": {"k_schedule": {"initial_k": 200}}, "compile_sae": True,
+                "architecture": "topk",
+            },
+            "anew for each k",
+        ),
     ],
 )  # fmt: skip
 def test_settings_that_do_nothing_here_are_pointed_out(
