@@ -365,9 +365,13 @@ class TestConfig:
         assert cfg.hook_head_indices_per_sae == {"topk": 0, "wide": 0, "layers": None}
 
     def test_saes_that_name_their_hooks_need_no_others(self, make_config: Any) -> None:
-        both = {name: saes()[name] for name in ("shared", "layers")}
-        cfg = make_config(saes=both, hook_names={}, hook_head_indices=None)
-        assert cfg.hook_names_per_sae == {"shared": RESID, "layers": READS[0]}
+        some = {name: saes()[name] for name in ("shared", "layers", "mlp")}
+        with pytest.raises(ValueError, match=r"missing are \['mlp'\]"):
+            make_config(saes=some, hook_names={}, hook_head_indices=None)
+        some["mlp"].hook_name = READS[0]
+        cfg = make_config(saes=some, hook_names={}, hook_head_indices=None)
+        assert cfg.hook_names_per_sae == {"shared": RESID, "layers": READS[0], "mlp": READS[0]}
+        assert cfg.runner_config("mlp").hook_name == READS[0]
 
     @pytest.mark.parametrize(
         ("fields", "message"),

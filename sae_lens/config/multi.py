@@ -47,8 +47,8 @@ class MultiSAETrainingRunnerConfig:
         saes: the training configs of the SAEs, by name. The names become folders.
         hook_names: the hook of each SAE by its name, or one hook for all. It is what a transcoder
             reads; what it writes is the hook_name_out of its config. SAEs whose configs name their
-            hooks (crosscoders, cross-layer transcoders) need none.
-        hook_head_indices: one head of it, likewise; not for those that need none.
+            hooks (those of crosscoders and cross-layer transcoders always do) need none.
+        hook_head_indices: one head of it, likewise; not for SAEs over several hooks.
         use_chat_formatting: not supported; must stay False.
         disable_concat_sequences: one text per prompt; texts that are too short are skipped.
         sequence_separator_token: what stands between texts; only "bos" is supported.
@@ -167,8 +167,10 @@ class MultiSAETrainingRunnerConfig:
     def hook_names_per_sae(self) -> dict[str, str]:
         """The hook of each SAE, of several hooks the first."""
         given = self.hook_names
+        if isinstance(given, str):
+            given = dict.fromkeys(self.saes, given)
         return {
-            name: _hook_of(sae) or (given if isinstance(given, str) else given[name])
+            name: _hook_of(sae) or given.get(name) or sae.hook_name
             for name, sae in self.saes.items()
         }
 
@@ -259,7 +261,9 @@ class MultiSAETrainingRunnerConfig:
             given = getattr(self, what)
             if not isinstance(given, Mapping):
                 continue
-            needed = {name for name, sae in self.saes.items() if not _hook_of(sae)}
+            needed = {
+                name for name, sae in self.saes.items() if not (_hook_of(sae) or sae.hook_name)
+            }
             missing = sorted(needed - given.keys()) if what == "hook_names" else []
             unknown = sorted(given.keys() - self.saes.keys())
             if missing or unknown:
