@@ -53,6 +53,7 @@ class TargetL0:
         max_rise: how often at most the coefficient grows e-fold, if it did so during the whole
             training: the limit for each step is that over the number of steps. It may fall three
             times as fast.
+        max_change: another limit for each step, for short trainings.
         max_factor: the coefficient stays between the configured one over this and times this.
         smoothing: share of the past in the L0 that it looks at.
     """
@@ -62,15 +63,16 @@ class TargetL0:
     start: float = 0.1
     gain: float = 2.0
     max_rise: float = 15.0
+    max_change: float = 0.1
     max_factor: float = 1000.0
     smoothing: float = 0.9
 
     def __post_init__(self) -> None:
-        above_zero = (self.target, self.start, self.gain, self.max_rise, self.max_factor)
-        if not all(value > 0 for value in above_zero) or not 0 <= self.smoothing < 1:
+        limits = (self.max_rise, self.max_change, self.max_factor)
+        above_zero = all(value > 0 for value in (self.target, self.start, self.gain, *limits))
+        if not above_zero or not 0 <= self.smoothing < 1:
             raise ValueError(
-                f"target_l0 is {self}; target, start, gain, max_rise and max_factor must be above "
-                "0, smoothing in [0, 1)."
+                f"target_l0 is {self}; smoothing must lie in [0, 1), all else must be above 0."
             )
         if not 1 / self.max_factor <= self.start <= self.max_factor:
             raise ValueError(
@@ -139,7 +141,7 @@ class L0Steering:
         settings = self.settings
         way = max(_SHORTEST_WAY * self.n_updates, self.due - self._n_taken, 1)
         wanted = settings.gain * (self._pace + self._distance / way)
-        most = settings.max_rise / self.n_updates
+        most = min(settings.max_rise / self.n_updates, settings.max_change)
         wanted = max(-_FALL_RATE * most, min(most, wanted))
         if wanted > 0 and self._is_in_vain(way):
             wanted = 0.0

@@ -27,7 +27,7 @@ ALONE: list[tuple[dict[str, Any], str]] = [
     ({"target_l0": {"target": 0}}, "must be above 0"),
     ({"target_l0": {"target": float("nan")}}, "must be above 0"),
     ({"target_l0": {"target": 5, "max_rise": 0}}, "must be above 0"),
-    ({"target_l0": {"target": 5, "smoothing": 1}}, r"smoothing in \[0, 1\)"),
+    ({"target_l0": {"target": 5, "smoothing": 1}}, r"smoothing must lie in \[0, 1\)"),
     ({"target_l0": {"target": 5, "start": 20, "max_factor": 10}}, "the limits of the coefficient"),
     ({"target_l0": {"target": 5, "reach_at": 1.5}}, "target_l0.reach_at is 1.5; a float is"),
     (

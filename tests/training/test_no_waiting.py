@@ -55,7 +55,7 @@ class MadeUpNumber:
 
 @pytest.fixture(autouse=True)
 def numbers_arrive(monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in ("kernels.entry_capacity", "saes.matching_pursuit", "training.target_l0"):
+    for module in ("kernels.entry_capacity", "saes.matching_pursuit", "training.l0_controller"):
         monkeypatch.setattr(f"sae_lens.{module}.LateNumber", MadeUpNumber)
 
 

@@ -105,7 +105,7 @@ def test_a_rise_that_is_answered_goes_on():
 
 
 def test_the_coefficient_stays_within_its_limits(caplog: Any):
-    steering = of_length(100, start=0.2, max_factor=5.0, max_rise=20.0)
+    steering = of_length(100, start=0.2, max_factor=5.0, max_rise=20.0, max_change=1.0)
     scales = [steering.scale, *drive(steering, lambda scale, l0: (512.0, 1.0), 100)]
     rises = [math.log(after / before) for before, after in pairwise(scales)]
     assert 0.15 < max(rises) <= 0.2
@@ -114,6 +114,9 @@ def test_the_coefficient_stays_within_its_limits(caplog: Any):
     fall = drive(steering, lambda scale, l0: (1e-9, 1.0), 100)
     assert -0.6 <= min(math.log(b / a) for a, b in pairwise(fall)) < -0.3
     assert fall[-1] == pytest.approx(0.2)
+    short = of_length(20, max_change=0.05)
+    drive(short, lambda scale, l0: (512.0, 1.0), 20)
+    assert 0.1 * math.exp(0.9) < short.scale <= 0.1 * math.exp(1.0)
 
 
 def test_nothing_is_steered_while_the_coefficient_warms_up():
