@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformer_lens import HookedTransformer
 from transformer_lens.components import (
@@ -33,6 +33,8 @@ from transformer_lens.components import (
 )
 from transformer_lens.hook_points import HookPoint
 from transformer_lens.utilities.activation_functions import gelu_new
+
+from sae_lens.transformer_lens_versions import LAYER_NORM_HOOK_IS_BEFORE_WEIGHT
 
 _KNOWN_PARTS = frozenset(
     {
@@ -50,6 +52,18 @@ _KNOWN_PARTS = frozenset(
     }
 )
 _KNOWN_POSITIONS = ("standard", "rotary")
+# Settings that change what a block computes, in ways that are not here. Some exist in 3.x only.
+_UNKNOWN_SETTINGS = (
+    "use_attn_in",
+    "use_split_qkv_input",
+    "use_hook_mlp_in",
+    "use_attn_result",
+    "load_in_4bit",
+    "ungroup_grouped_query_attention",
+    "clip_qkv",
+    "use_logn_attn",
+    "use_attention_sinks",
+)
 # Activations inside a block that exist here as well.
 _SERVED = frozenset(
     {
@@ -126,7 +140,7 @@ def run_fused(
     for index, block in enumerate(blocks):
         prefix = f"blocks.{index}."
         wanted = {name[len(prefix) :] for name in hook_names if name.startswith(prefix)}
-        if is_fusable[index] and wanted <= _SERVED and n_pos <= block.attn.mask.shape[0]:
+        if is_fusable[index] and wanted <= _SERVED and n_pos <= model.cfg.n_ctx:
             function = run_block if wanted or block_function is None else block_function
             residual = function(block, residual)
         else:
@@ -142,13 +156,18 @@ def _is_fusable(block: Any) -> bool:
         and cfg.positional_embedding_type in _KNOWN_POSITIONS
         and cfg.attention_dir == "causal"
         and not cfg.attn_scores_soft_cap > 0
-        and not (cfg.use_attn_in or cfg.use_split_qkv_input or cfg.use_hook_mlp_in)
-        and not (cfg.use_attn_result or cfg.load_in_4bit or cfg.ungroup_grouped_query_attention)
+        and not any(getattr(cfg, setting, None) for setting in _UNKNOWN_SETTINGS)
+        and (_norms_each_head(cfg) or getattr(block.attn, "q_norm", None) is None)
         and all(
             type(part) in _KNOWN_PARTS and not _has_hooks(part) and "forward" not in vars(part)
             for part in block.modules()
         )
     )
+
+
+def _norms_each_head(cfg: Any) -> bool:
+    """Whether q and k are normalised; other models (OLMo 2) normalise all their heads at once."""
+    return getattr(cfg, "use_qk_norm", False)  # missing in older TransformerLens
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -187,7 +206,7 @@ def _attention(
     qkv = _linear(x, weight, torch.cat(biases).flatten()).unflatten(-1, (-1, cfg.d_head))
     q, k, v = qkv.split([len(w) for w in weights], dim=2)  # [batch, pos, head, d_head]
     q, k, v = attn.hook_q(q), attn.hook_k(k), attn.hook_v(v)
-    if getattr(cfg, "use_qk_norm", False):  # missing in older TransformerLens
+    if _norms_each_head(cfg):
         norm: Any = attn._apply_qk_norm
         q, k = norm(q, attn.q_norm), norm(k, attn.k_norm)
     if cfg.positional_embedding_type == "rotary":
@@ -201,12 +220,17 @@ def _attention(
         q.transpose(1, 2),
         k.transpose(1, 2).to(q.dtype),
         v.transpose(1, 2).to(q.dtype),
-        attn_mask=None if sees_all else attn.mask[:n_pos, :n_pos],
+        attn_mask=None if sees_all else _window_mask(n_pos, cfg.window_size, x.device),
         is_causal=sees_all,
         scale=1.0 / float(attn.attn_scale),
     ).to(v.dtype)
     z = attn.hook_z(z.transpose(1, 2))
     return _linear(z.flatten(2), attn.W_O.flatten(0, 1), attn.b_O)
+
+
+def _window_mask(n_pos: int, size: int, device: torch.device) -> Bool[Tensor, "pos pos"]:
+    """Which of the last `size` positions each position sees."""
+    return torch.ones(n_pos, n_pos, dtype=torch.bool, device=device).tril().triu(1 - size)
 
 
 def _mlp(block: Any, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
@@ -228,9 +252,13 @@ def _normalised(norm: nn.Module, x: Float[Tensor, "*batch d"]) -> Float[Tensor, 
     dtype = norm.cfg.dtype
     # As in TransformerLens, half precision is normalised in float32.
     wide = dtype if dtype in (torch.float32, torch.float64) else torch.float32
-    weight = norm.w.to(wide) if isinstance(norm, LayerNorm) else None
-    bias = norm.b.to(wide) if isinstance(norm, LayerNorm) else None
-    normalised: Any = F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, norm.eps)
+    has_weights = isinstance(norm, LayerNorm)
+    if has_weights and LAYER_NORM_HOOK_IS_BEFORE_WEIGHT:
+        normalised = F.layer_norm(x.to(wide), x.shape[-1:], eps=norm.eps)
+        return torch.addcmul(norm.b, norm.hook_normalized(normalised).to(dtype), norm.w)
+    weight = norm.w.to(wide) if has_weights else None
+    bias = norm.b.to(wide) if has_weights else None
+    normalised = F.layer_norm(x.to(wide), x.shape[-1:], weight, bias, norm.eps)
     return norm.hook_normalized(normalised).to(dtype)
 
 

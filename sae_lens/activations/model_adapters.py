@@ -17,10 +17,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 from transformer_lens import HookedTransformer
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
 
 from sae_lens.activations.compilation import compiled_block, is_compiled
 from sae_lens.activations.fused_forward import can_run_fused, fusable_blocks, run_fused
+from sae_lens.transformer_lens_versions import HookedRootModule
 
 # Arguments of `run_with_cache` that `forward` does not know.
 _CACHE_ARGUMENTS = frozenset(

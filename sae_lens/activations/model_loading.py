@@ -6,7 +6,6 @@ import logging
 from typing import Any
 
 import torch
-from transformer_lens.hook_points import HookedRootModule
 
 from sae_lens.activations.hf_adapter import hooked_causal_lm
 from sae_lens.activations.proxy_lm import (
@@ -15,6 +14,7 @@ from sae_lens.activations.proxy_lm import (
     get_hook_fn,
 )
 from sae_lens.constants import EMBEDDED_MODEL_NAME
+from sae_lens.transformer_lens_versions import HookedRootModule
 
 logger = logging.getLogger(__name__)
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
 
 from sae_lens.errors import InvalidArgumentError
+from sae_lens.transformer_lens_versions import HookedRootModule, lm_cross_entropy_loss
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -78,7 +79,6 @@ class HookedProxyLM(HookedRootModule):
             return logits
 
         from transformer_lens.HookedTransformer import Output
-        from transformer_lens.utils import lm_cross_entropy_loss
 
         targets = tokens.to(logits.device)
         return Output(logits, lm_cross_entropy_loss(logits, targets, per_token=loss_per_token))

@@ -7,7 +7,9 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from torch import nn
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
+
+from sae_lens.transformer_lens_versions import HookedRootModule
 
 if TYPE_CHECKING:
     from sae_lens.saes.base import SAE

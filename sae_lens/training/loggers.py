@@ -31,7 +31,8 @@ class Histogram:
 
     def counts_and_edges(self, n_bins: int = _HISTOGRAM_BINS) -> tuple[list[int], list[float]]:
         """Counts of `n_bins` equal bins over the finite values, and the bins' edges."""
-        values = torch.as_tensor(self.values).detach().to("cpu", torch.float32).numpy().ravel()
+        # In float64 there is room for the bins between any two numbers of the dtypes we train in.
+        values = torch.as_tensor(self.values).detach().to("cpu", torch.float64).numpy().ravel()
         counts, edges = np.histogram(values[np.isfinite(values)], bins=n_bins)
         return counts.tolist(), edges.tolist()
 

@@ -6,14 +6,13 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from transformer_lens.hook_points import HookedRootModule
-
 from sae_lens.activations.model_loading import load_model
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.activations.store_settings import sae_fact
 from sae_lens.saes.base import SAE
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.training.sparse_autoencoder import load_sae_folder
+from sae_lens.transformer_lens_versions import HookedRootModule
 
 Session = tuple[HookedRootModule, SAE, ActivationsStore]
 

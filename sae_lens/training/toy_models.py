@@ -18,7 +18,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from tqdm.auto import trange
-from transformer_lens.hook_points import HookedRootModule, HookPoint
+from transformer_lens.hook_points import HookPoint
+
+from sae_lens.transformer_lens_versions import HookedRootModule
 
 _CPU = torch.device("cpu")
 _RETURN_TYPES = ("reconstruction", "loss")

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import struct
@@ -99,6 +100,13 @@ def test_the_config_chooses_the_logger(tmp_path: Path) -> None:
     assert (wandb.project, wandb.entity, wandb.run_name, wandb.run_id) == ("p", "e", "r", "i")
     both = SimpleNamespace(log_to_wandb=True, log_to_jsonl=str(tmp_path / "x"), **fields)
     assert isinstance(make_logger(both), SeveralLoggers)
+
+
+def test_a_histogram_of_numbers_that_are_almost_one() -> None:
+    values = torch.tensor([1.0, 1.0]).nextafter(torch.tensor([1.0, 2.0]))
+    counts, edges = Histogram(values).counts_and_edges()
+    assert counts == [1, *[0] * 62, 1]
+    assert all(low < high for low, high in itertools.pairwise(edges))
 
 
 def test_wandb_writes_a_run_that_can_be_read_back(
