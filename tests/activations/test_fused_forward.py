@@ -38,6 +38,14 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "layer norm in the mlp": {"act_fn": "solu_ln"},
 }  # fmt: skip
 TOKENS = torch.randint(0, 32, (3, 9), generator=torch.Generator().manual_seed(0))
+# What blocks can be in TransformerLens 3 only.
+LATER_SETTINGS: list[dict[str, Any]] = [
+    {"clip_qkv": 0.1},
+    {"use_attention_sinks": True},
+    {"use_logn_attn": True, "train_seq_length": 3},
+    {"original_architecture": "Olmo2ForCausalLM", "normalization_type": "RMS"},
+]
+IS_EARLIER = "clip_qkv" not in HookedTransformerConfig.__dataclass_fields__
 LAST = f"blocks.{N_LAYERS - 1}.hook_resid_post"
 
 
@@ -167,6 +175,10 @@ def test_replaced_parts_are_run_as_they_are() -> None:
         {"use_split_qkv_input": True},
         {"attention_dir": "bidirectional"},
         {"positional_embedding_type": "alibi"},
+        *(
+            pytest.param(later, marks=pytest.mark.skipif(IS_EARLIER, reason="not in this version"))
+            for later in LATER_SETTINGS
+        ),
     ],
 )
 def test_unknown_kinds_of_blocks_are_run_as_they_are(
