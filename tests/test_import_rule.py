@@ -32,7 +32,7 @@ RANK = {part: rank for rank, row in enumerate(LAYERS) for part in row}
 
 LEAVES = {
     "_version", "registry", "constants", "hook_names", "errors", "atomic_files", "whitening",
-    "breaking_off", "late_numbers", "transformer_lens_versions",
+    "breaking_off", "late_numbers", "number_kinds", "transformer_lens_versions",
 }  # fmt: skip
 RUNNERS = {
     "multi_sae_training_runner",

@@ -16,6 +16,7 @@ from sae_lens.config.numbers import refuse_bad_optimization, refuse_below, refus
 from sae_lens.config.seqpos import _validate_seqpos
 from sae_lens.hook_names import layer_of
 from sae_lens.kernels.dispatch import check_sparse_kernels
+from sae_lens.number_kinds import is_number
 from sae_lens.registry import get_sae_training_class
 from sae_lens.saes.jumprelu import check_thresholds
 from sae_lens.saes.normalization import NORMALIZATION_KINDS
@@ -221,7 +222,7 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
         "training_tokens": 0, "finetuning_tokens": 0, "n_checkpoints": 0,
         "feature_sampling_window": 1, "dead_feature_window": 0, "wandb_log_frequency": 1,
         "eval_every_n_wandb_logs": 1, "n_restart_cycles": 1, "n_batches_for_norm_estimate": 1,
-        "prefetch_batches": 0, "n_eval_batches": 1,
+        "prefetch_batches": 0, "n_eval_batches": 1 if _evaluates(cfg) else 0,
         # Half of the buffer is kept for mixing and half is served.
         "n_batches_in_buffer": 2,
     }  # fmt: skip
@@ -232,7 +233,7 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
         refuse_below(cfg, {"eval_batch_size_prompts": 1})
     k = cfg.activation_fn_kwargs.get("k")
     if cfg.activation_fn == "topk" and k is not None:
-        if isinstance(k, bool) or not isinstance(k, (int, float)) or not 0 < k <= cfg.d_sae:
+        if not is_number(k) or not 0 < k <= cfg.d_sae:
             raise ValueError(
                 f"activation_fn_kwargs says k={k!r}; it must be a number between 1 and the number "
                 f"of features, d_sae={cfg.d_sae}."
@@ -250,6 +251,12 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
             "between 0 and 1."
         )
     get_sae_training_class(str(cfg.architecture))
+
+
+def _evaluates(cfg: Any) -> bool:
+    every = cfg.wandb_log_frequency * cfg.eval_every_n_wandb_logs
+    asks_for_it = cfg.log_to_wandb or cfg.log_to_jsonl is not None or cfg.keep_best_metric
+    return bool(asks_for_it) and cfg.total_training_steps >= every
 
 
 def _refuse_bad_run_id(run_id: Any) -> None:

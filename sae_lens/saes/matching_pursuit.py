@@ -24,6 +24,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_lens.late_numbers import LateNumber
+from sae_lens.number_kinds import is_whole_number
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.base import SAE
 from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEConfig
@@ -57,7 +58,7 @@ class MatchingPursuitSAEConfig(ArchitectureSAEConfig):
     def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
         super().__post_init__(metadata, reshape_activations)
         most = self.max_iterations
-        if most is not None and (not isinstance(most, int) or most < 1):
+        if most is not None and not (is_whole_number(most) and most >= 1):
             raise ValueError(
                 f"max_iterations is {most}; it must be a whole number of at least 1, or None for "
                 "the width of the activations."

@@ -27,6 +27,7 @@ from torch import Tensor
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.autograd import sparse_decode_with_norms
 from sae_lens.kernels.sorting import stable_order
+from sae_lens.number_kinds import is_whole_number
 from sae_lens.registry import register_sae_training_class
 from sae_lens.saes.batch_topk import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
 from sae_lens.saes.dead_features import may_look_at
@@ -62,7 +63,7 @@ class MatryoshkaBatchTopKTrainingSAEConfig(BatchTopKTrainingSAEConfig):
 
 def _checked_widths(widths: list[int], d_sae: int) -> list[int]:
     widths = list(widths)
-    if not all(isinstance(width, int) and not isinstance(width, bool) for width in widths):
+    if not all(is_whole_number(width) for width in widths):
         raise ValueError(f"matryoshka_widths is {widths}; it must be a list of whole numbers.")
     increasing = all(small < large for small, large in pairwise(widths))
     if not increasing or any(not 0 < width <= d_sae for width in widths):

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from sae_lens.kernels.active_entries import ActiveEntries
 from sae_lens.kernels.active_set import ActiveSet
 from sae_lens.kernels.top_entries import top_entries
+from sae_lens.number_kinds import is_number
 from sae_lens.registry import register_sae_class, register_sae_training_class
 from sae_lens.saes.activation_fns import TopK
 from sae_lens.saes.base import SAE, logger
@@ -99,7 +100,7 @@ class TopKTrainingSAEConfig(TopKSAEConfig, ArchitectureTrainingSAEConfig):
 
 def check_k(k: Any, d_sae: int, takes_shares: bool = True) -> None:
     """`ValueError` unless k is a number with 0 < k <= d_sae, and whole unless it is an average."""
-    if isinstance(k, bool) or not isinstance(k, (int, float)):
+    if not is_number(k):
         raise ValueError(f"k is {k!r}; it must be a number of features.")
     if not 0 < k <= d_sae:
         raise ValueError(f"k is {k}; it must lie between 1 and the number of features, {d_sae}.")

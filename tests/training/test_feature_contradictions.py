@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from sae_lens.config import LanguageModelSAERunnerConfig, SAETrainerConfig
@@ -189,7 +190,10 @@ RUNS: list[tuple[dict[str, Any], str]] = [
     ({"l1_coefficient": -1.0}, "l1_coefficient is -1.0"),
     ({"l1_coefficient": float("inf")}, "l1_coefficient is inf"),
     ({"noise_scale": -0.5}, "noise_scale is -0.5"),
-    ({"n_eval_batches": 0}, "n_eval_batches is 0; it must be at least 1"),
+    (
+        {"n_eval_batches": 0, "keep_best_metric": "a/b", "eval_every_n_wandb_logs": 1},
+        "n_eval_batches is 0; it must be at least 1",
+    ),
     ({"eval_batch_size_prompts": 0}, "eval_batch_size_prompts is 0; it must be at least 1"),
 ]
 
@@ -235,6 +239,15 @@ SAES: list[tuple[Any, dict[str, Any], str]] = [
 def test_saes_that_cannot_be(cls: Any, fields: dict[str, Any], message: str):
     with pytest.raises(ValueError, match=message):
         cls(d_in=D_IN, d_sae=D_SAE, **fields)
+
+
+def test_numbers_of_numpy_are_numbers():
+    size = {"d_in": D_IN, "d_sae": D_SAE}
+    assert TopKTrainingSAEConfig(**size, k=np.int64(3)).k == 3
+    widths = list(np.array([8, D_SAE]))
+    cfg = MatryoshkaBatchTopKTrainingSAEConfig(**size, k=np.float32(2.5), matryoshka_widths=widths)
+    assert cfg.matryoshka_widths == [8, D_SAE]
+    MatchingPursuitTrainingSAEConfig(**size, max_iterations=np.int32(4))
 
 
 @pytest.mark.parametrize("kind", ["", "skip_"])
