@@ -135,8 +135,9 @@ def contenders_of(cases: list[dict[str, Any]]) -> list[str]:
 
 
 def plot(results: dict[str, Any]) -> str:
-    """Bars of the training steps as an SVG; shorter is faster."""
+    """Bars of the training steps as an SVG; shorter is faster. One density: the first case's."""
     cases = results.get("step", [])
+    cases = [case for case in cases if case["l0"] == cases[0]["l0"]]
     names = contenders_of(cases)
     bars = [
         (case, line) for case in cases for line in case["results"] if line.get("floors") is not None
