@@ -25,6 +25,8 @@ def refuse_negative(cfg: Any, names: Iterable[str]) -> None:
 def refuse_bad_optimization(cfg: Any) -> None:
     """`ValueError` for a learning rate or a decay of moments with which nothing can be trained."""
     refuse_negative(cfg, ("lr",))
+    restarts = cfg.lr_scheduler_name == "cosineannealingwarmrestarts"
+    refuse_below(cfg, {"n_restart_cycles": int(restarts)})
     for name in ("adam_beta1", "adam_beta2"):
         value = getattr(cfg, name)
         if not 0 <= value < 1:

@@ -57,7 +57,7 @@ class SAETrainerConfig:
         least = {
             "total_training_samples": 1, "train_batch_size_samples": 1,
             "feature_sampling_window": 1, "n_batches_for_norm_estimate": 1,
-            "dead_feature_window": 0, "n_checkpoints": 0, "n_restart_cycles": 1,
+            "dead_feature_window": 0, "n_checkpoints": 0,
         }  # fmt: skip
         refuse_below(self, least)
         refuse_bad_optimization(self)

@@ -221,7 +221,7 @@ def _refuse_numbers_out_of_range(cfg: Any) -> None:
         "d_in": 1, "d_sae": 1, "train_batch_size_tokens": 1, "store_batch_size_prompts": 1,
         "training_tokens": 0, "finetuning_tokens": 0, "n_checkpoints": 0,
         "feature_sampling_window": 1, "dead_feature_window": 0, "wandb_log_frequency": 1,
-        "eval_every_n_wandb_logs": 1, "n_restart_cycles": 1, "n_batches_for_norm_estimate": 1,
+        "eval_every_n_wandb_logs": 1, "n_batches_for_norm_estimate": 1,
         "prefetch_batches": 0, "n_eval_batches": 1 if _evaluates(cfg) else 0,
         # Half of the buffer is kept for mixing and half is served.
         "n_batches_in_buffer": 2,

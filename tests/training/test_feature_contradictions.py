@@ -266,7 +266,8 @@ BATCHES: list[tuple[dict[str, Any], str]] = [
     ({"lr": -1.0}, "lr is -1.0"),
     ({"adam_beta2": 2.0}, "adam_beta2 is 2.0"),
     ({"n_checkpoints": -1}, "n_checkpoints is -1"),
-    ({"n_restart_cycles": 0}, "n_restart_cycles is 0"),
+    ({"n_restart_cycles": -1}, "n_restart_cycles is -1"),
+    ({"n_restart_cycles": 0, "lr_scheduler_name": "cosineannealingwarmrestarts"}, "cycles is 0"),
 ]
 
 
