@@ -21,7 +21,7 @@ from sae_lens.activations.buffer import ShufflingBuffer
 from sae_lens.activations.store import ActivationsStore
 from sae_lens.sae_training_runner import InterruptedException
 from sae_lens.saes.training import TrainingSAE
-from sae_lens.training import interruptions, trainer
+from sae_lens.training import interruptions, trainer_updates
 from sae_lens.training.evaluation import InModelEvaluator
 from sae_lens.training.resume_files import read_resume_files
 from sae_lens.training.run_folder import latest_name
@@ -81,7 +81,7 @@ PLACES = {
     "tokens": (ActivationsStore, "_take_held_rows"),
     "SAE": (TrainingSAE, "training_forward_pass"),
     "backward": (Tensor, "backward"),
-    "gradients": (trainer, "gradient_norm"),
+    "gradients": (trainer_updates, "gradient_norm"),
     "evaluation": (InModelEvaluator, "__call__"),
     "buffer": (ShufflingBuffer, "take"),
     "source": (ActivationSource, "finished"),
@@ -170,8 +170,9 @@ def test_an_error_in_the_middle_of_an_update_leaves_the_checkpoint_before(
 ) -> None:
     folder, whole = place_for("standard")
     cfg = run_config(folder, n_checkpoints=5)
+    real = trainer_updates.clip_and_step
     with monkeypatch.context() as patch, pytest.raises(Broken) as raised:
-        patch.setattr(trainer, "clip_and_step", BreakAt(trainer.clip_and_step, 20, fail))
+        patch.setattr(trainer_updates, "clip_and_step", BreakAt(real, 20, fail))
         train(cfg, model, rows(42))
     kept = [path.name for path in (folder / "run").iterdir() if path.name.isdecimal()]
     assert max(map(int, kept)) < 20 * BATCH
