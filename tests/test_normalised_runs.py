@@ -268,6 +268,10 @@ def test_without_biases_a_mean_has_no_place() -> None:
     config_class = get_sae_training_class("matching_pursuit").config_class
     sae = TrainingSAE(config_class(d_in=D_IN, d_sae=8, apply_b_dec_to_input=False))
     with pytest.raises(ValueError, match="set apply_b_dec_to_input=True"):
+        config_class(
+            d_in=D_IN, d_sae=8, apply_b_dec_to_input=False, normalize_activations="whitening"
+        )
+    with pytest.raises(ValueError, match="set apply_b_dec_to_input=True"):
         fold_whitening(sae, whitening_of(D_IN, 0))
     with pytest.raises(ValueError, match="reads 2 activations; 1 maps"):
         fold_whitening(

@@ -31,6 +31,7 @@ from sae_lens.saes.config import ArchitectureSAEConfig, ArchitectureTrainingSAEC
 from sae_lens.saes.dead_features import may_look_at
 from sae_lens.saes.training import TrainingSAE
 from sae_lens.saes.training_step import TrainingEncoding, TrainStepInput
+from sae_lens.saes.whitening import WHITENING
 from sae_lens.whitening import Whitening
 
 
@@ -76,6 +77,14 @@ class MatchingPursuitTrainingSAEConfig(MatchingPursuitSAEConfig, ArchitectureTra
     The pursuit takes a share of `norm ** 2` of what it finds, so decoder rows that start at unit
     norm (`decoder_init_norm=1.0`) learn faster than those of the common default.
     """
+
+    def __post_init__(self, metadata: Any, reshape_activations: str | None) -> None:
+        super().__post_init__(metadata, reshape_activations)
+        if self.normalize_activations == WHITENING and not self.apply_b_dec_to_input:
+            raise ValueError(
+                "normalize_activations='whitening' takes the mean out of activations, which a "
+                "pursuit keeps in the decoder bias alone: set apply_b_dec_to_input=True."
+            )
 
 
 def matching_pursuit(
