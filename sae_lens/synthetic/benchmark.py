@@ -97,7 +97,9 @@ def train_on_synthetic(
     sae = TrainingSAE(config_for(architecture, wanted_l0, data.cfg.d_in, cfg.n_latents))
     features = None
     if is_steered(architecture):
-        features = TrainingFeatures(target_l0=TargetL0(wanted_l0))
+        # thresholds follow slowly: after too weak a penalty at first, features die on the way back
+        start = 1.0 if "jumprelu" in architecture else 0.1
+        features = TrainingFeatures(target_l0=TargetL0(wanted_l0, start=start))
     trainer_cfg = SAETrainerConfig(
         total_training_samples=cfg.n_steps * cfg.batch_size,
         train_batch_size_samples=cfg.batch_size,
