@@ -15,9 +15,9 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from sae_lens.lm_saes.loss import LmSaesTerms
+from sae_lens.lm_saes.loss import L0Loss, L0Term, LmSaesTerms, SparsityLossType
 from sae_lens.saes import TrainingSAE
-from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm
+from sae_lens.saes.sparsity_losses import SparsityTerm
 from sae_lens.saes.training_step import (
     LossTerms,
     TrainingEncoding,
@@ -189,7 +189,7 @@ class SAEAdapter:
         l1_coefficient: float = 1.0,
         lp_coefficient: float | None = None,
         auxk_coefficient: float | None = None,
-        sparsity_loss_type: SparsityLossName | None = None,
+        sparsity_loss_type: SparsityLossType | None = None,
         tanh_stretch_coefficient: float = 4.0,
         frequency_scale: float = 0.01,
         p: float = 1,
@@ -204,8 +204,10 @@ class SAEAdapter:
         `sum_i relu(threshold_i - h_i) norm_i`, and `l_aux` lets dead features model the detached
         residual. Ghost gradients, for which there is no part, are in `output.losses`.
         """
-        sparsity = None
-        if sparsity_loss_type is not None:
+        sparsity: SparsityTerm | L0Term | None = None
+        if sparsity_loss_type in ("step", "quadratic"):
+            sparsity = self.l0_term(sparsity_loss_type)
+        elif sparsity_loss_type is not None:
             sparsity = SparsityTerm(
                 sparsity_loss_type, p, tanh_stretch_coefficient, frequency_scale
             )
@@ -225,6 +227,28 @@ class SAEAdapter:
         output = self.sae.training_forward_pass(step)
         parts = {name: output.losses.get(name) for name in ("l_s", "l_p", "l_aux")}
         return LossParts(output.loss, output.losses["mse_loss"], **parts, output=output)
+
+    def l0_term(self, kind: L0Loss) -> L0Term:
+        """The term of the number of active features.
+
+        Raises:
+            ValueError: when features have no thresholds, or the SAE's config no target for it.
+        """
+        architecture = str(self.sae.cfg.architecture)
+        if not self.has_thresholds:
+            raise ValueError(
+                f"sparsity_loss_type={kind!r} trains thresholds, which a {architecture!r} SAE has "
+                "not; use 'power', 'tanh' or 'tanh-quad'."
+            )
+        if kind == "step":
+            return L0Term()
+        target = getattr(self.sae.cfg, "target_l0", None)
+        if not target:
+            raise ValueError(
+                "sparsity_loss_type='quadratic' leads to the target_l0 of the SAE's config, such "
+                "as JumpReLUTrainingSAEConfig, and there is none."
+            )
+        return L0Term(target)
 
     # -- k, norms, parameters ---------------------------------------------------------------------
 

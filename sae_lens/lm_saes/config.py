@@ -14,7 +14,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from sae_lens.constants import DTYPE_MAP
-from sae_lens.saes.sparsity_losses import SparsityLossName
+from sae_lens.lm_saes.loss import SparsityLossType
 from sae_lens.training.loss_schedules import (
     CheckpointSpacing,
     KScheduleName,
@@ -50,7 +50,8 @@ class TrainerConfig(BaseConfig):
         lp_coefficient: weight of `relu(threshold - h) * norm`, summed over features; JumpReLU only.
         auxk_coefficient: weight of the aux-k term; None for none.
         amp_dtype: dtype of autocast, also by name; None for no autocast. Not in `model_dump`.
-        sparsity_loss_type: "power", "tanh", "tanh-quad", or None for no sparsity term.
+        sparsity_loss_type: "power", "tanh", "tanh-quad", or None for no sparsity term. Besides, for
+            JumpReLU, "step" (L0), and "quadratic" (towards the `target_l0` of the SAE's config).
         tanh_stretch_coefficient: c in the tanh terms.
         frequency_scale: firing frequency at which tanh-quad doubles the price.
         p: of the power term's norm.
@@ -89,7 +90,7 @@ class TrainerConfig(BaseConfig):
     lp_coefficient: float | None = Field(default=None, ge=0.0)
     auxk_coefficient: float | None = Field(default=None, ge=0.0)
     amp_dtype: torch.dtype | None = Field(default=torch.bfloat16, exclude=True)
-    sparsity_loss_type: SparsityLossName | None = None
+    sparsity_loss_type: SparsityLossType | None = None
     tanh_stretch_coefficient: float = Field(default=4.0, gt=0.0)
     frequency_scale: float = Field(default=0.01, gt=0.0)
     p: int = Field(default=1, ge=1)

@@ -11,13 +11,13 @@ other training run. With `f` features, `w` decoder rows, `h` pre-activations, `e
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from sae_lens.saes.dead_features import DeadFeatures, dead_features_of
-from sae_lens.saes.sparsity_losses import SparsityTerm
+from sae_lens.saes.sparsity_losses import SparsityLossName, SparsityTerm, l0_loss
 from sae_lens.saes.training_step import (
     SparseTrainingDecoding,
     SparseTrainingEncoding,
@@ -25,6 +25,20 @@ from sae_lens.saes.training_step import (
     TrainStepInput,
 )
 from sae_lens.training.dead_feature_terms import dead_feature_loss, hidden_pre_of_encoding
+
+L0Loss = Literal["step", "quadratic"]
+SparsityLossType = SparsityLossName | L0Loss
+
+
+@dataclass(frozen=True)
+class L0Term:
+    """The number of features above their thresholds (JumpReLU).
+
+    Attributes:
+        target: the L0 that the quadratic term leads to; None for the plain one.
+    """
+
+    target: float | None = None
 
 
 @dataclass(frozen=True)
@@ -45,13 +59,14 @@ class LmSaesTerms:
     l1_coefficient: float
     lp_coefficient: float | None
     auxk_coefficient: float | None
-    sparsity: SparsityTerm | None
+    sparsity: SparsityTerm | L0Term | None
     k_aux: int
     has_thresholds: bool
 
     def has_sparse_form(self) -> bool:
         """Unless there is a term of all pre-activations below their thresholds."""
-        return not self._has_lp_term and (self.sparsity is None or self.sparsity.has_sparse_form)
+        is_sum = not isinstance(self.sparsity, SparsityTerm) or self.sparsity.has_sparse_form
+        return is_sum and not self._has_lp_term
 
     @property
     def _has_lp_term(self) -> bool:
@@ -62,7 +77,9 @@ class LmSaesTerms:
     ) -> dict[str, Tensor]:
         """The terms that are asked for."""
         sae, losses = self.sae, {}
-        if self.sparsity is not None:
+        if isinstance(self.sparsity, L0Term):
+            losses["l_s"] = l0_loss(sae.l0_of(encoding), self.l1_coefficient, self.sparsity.target)
+        elif self.sparsity is not None:
             weighted = encoding.feature_acts
             if not getattr(sae, "rescales_acts", False):  # else they contain their norm already
                 weighted = weighted * sae.decoder_norms()
@@ -82,7 +99,10 @@ class LmSaesTerms:
     ) -> dict[str, Tensor]:
         """The same terms, from active entries; aux-k is dense over the dead features."""
         sae, losses = self.sae, {}
-        if self.sparsity is not None:
+        if isinstance(self.sparsity, L0Term):
+            l0 = sae.l0_of_entries(encoding)
+            losses["l_s"] = l0_loss(l0, self.l1_coefficient, self.sparsity.target)
+        elif self.sparsity is not None:
             # values that contain their decoder's norm have no gradient through it here
             contain_norms = getattr(sae, "rescales_acts", False)
             values = encoding.decoded_values if contain_norms else encoding.feature_values

@@ -201,6 +201,8 @@ class Trainer(TrainerReports, TrainerCheckpoints):
         self.checkpoint_thresholds = checkpoint_steps(
             total, cfg.n_checkpoints, cfg.check_point_save_mode
         )
+        if cfg.sparsity_loss_type in ("step", "quadratic"):
+            adapter.l0_term(cfg.sparsity_loss_type)  # which refuses what cannot be trained so
         warn_of_idle_settings(cfg, adapter)
         self._make_optimizer(adapter)
 

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sae_lens.kernels.precision import sum_dtype
@@ -32,7 +33,7 @@ from sae_lens.saes.sparse_training import (
     hidden_pre_of,
     scaled_for_decoding,
 )
-from sae_lens.saes.sparsity_losses import SparsityTerm
+from sae_lens.saes.sparsity_losses import SparsityTerm, l0_loss
 from sae_lens.saes.training import (
     TrainCoefficientConfig,
     TrainingEncoding,
@@ -199,17 +200,31 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         return losses
 
     def _sparsity_loss(self, coefficient: float, encoding: TrainingEncoding) -> Tensor:
-        mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
         term = self.sparsity_term()
         if term is not None:
             return term.of(encoding.feature_acts * self.decoder_norms(), coefficient)
-        step_fn = StepThroughInput if self._ste_to_input() else Step
-        active = step_fn.apply(encoding.hidden_pre, self.threshold, self.bandwidth)
-        l0 = active.sum(dim=-1, dtype=sum_dtype(active))
-        if mode == "quadratic":
-            target = self.cfg.target_l0
-            return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
-        return (coefficient * l0).mean()
+        return l0_loss(self.l0_of(encoding), coefficient, self._l0_in_loss())
+
+    def l0_of(self, encoding: TrainingEncoding) -> Float[Tensor, " batch"]:
+        """Active features of each token, with pseudo-gradients for the thresholds."""
+        active = self._step_fn().apply(encoding.hidden_pre, self.threshold, self.bandwidth)
+        return active.sum(dim=-1, dtype=sum_dtype(active))
+
+    def l0_of_entries(self, encoding: SparseTrainingEncoding) -> Float[Tensor, " batch"]:
+        """The same from active entries."""
+        active = encoding.active
+        threshold = self.threshold.index_select(0, active.cols)
+        return active.sum_rows(
+            self._step_fn().apply(encoding.hidden_values, threshold, self.bandwidth)
+        )
+
+    def _step_fn(self) -> type[Step]:
+        return StepThroughInput if self._ste_to_input() else Step
+
+    def _l0_in_loss(self) -> float | None:
+        """The L0 that the quadratic term leads to; None for the plain one."""
+        is_quadratic = self.form == "v6" and self.cfg.jumprelu_sparsity_loss_mode == "quadratic"
+        return self.cfg.target_l0 if is_quadratic else None
 
     def _pre_act_loss(self, hidden_pre: Tensor, dead_neuron_mask: Tensor | None) -> Tensor:
         if dead_neuron_mask is None:
@@ -284,20 +299,13 @@ class JumpReLUTrainingSAE(TrainingSAE, JumpReLUSAE):
         encoding: SparseTrainingEncoding,
         decoding: SparseTrainingDecoding,
     ) -> Tensor:
-        mode = self.cfg.jumprelu_sparsity_loss_mode if self.form == "v6" else "step"
         active = encoding.active
         term = self.sparsity_term()
         if term is not None:
             assert decoding.decoder_norms is not None
             weighted = encoding.feature_values * decoding.decoder_norms.index_select(0, active.cols)
             return term.of_entries(weighted, active, coefficient)
-        step_fn = StepThroughInput if self._ste_to_input() else Step
-        threshold = self.threshold.index_select(0, active.cols)
-        l0 = active.sum_rows(step_fn.apply(encoding.hidden_values, threshold, self.bandwidth))
-        if mode == "quadratic":
-            target = self.cfg.target_l0
-            return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
-        return (coefficient * l0).mean()
+        return l0_loss(self.l0_of_entries(encoding), coefficient, self._l0_in_loss())
 
     @torch.no_grad()
     def fold_W_dec_norm(self) -> None:

@@ -39,9 +39,16 @@ def tanh_quad_sparsity(
     return (frequency * (1 + frequency / frequency_scale)).sum()
 
 
-def quadratic_l0(l0: Float[Tensor, " batch"], target_l0: float) -> Float[Tensor, ""]:
-    """`(2 / T) (l0 - T)^2`: features are cheap below the target and expensive above it."""
-    return ((2.0 / target_l0) * (l0 - target_l0).pow(2)).mean()
+def l0_loss(
+    l0: Float[Tensor, " batch"], coefficient: float, target: float | None = None
+) -> Float[Tensor, ""]:
+    """`l0`, or with a target T `(2 / T) (l0 - T)^2`, times the coefficient; the mean over tokens.
+
+    The latter makes features cheap below the target and expensive above it.
+    """
+    if target is None:
+        return (coefficient * l0).mean()
+    return (coefficient * (2.0 / target) * (l0 - target).pow(2)).mean()
 
 
 @dataclass(frozen=True)

@@ -42,6 +42,23 @@ CASES: dict[str, tuple[Any, dict[str, Any]]] = {
         ),
         {"sparsity_loss_type": "tanh", "l1_coefficient": 0.02},
     ),
+    "jumprelu, L0": (
+        JumpReLUTrainingSAEConfig(
+            **_SIZE, l0_coefficient=0.02, l0_warm_up_steps=8, jumprelu_bandwidth=0.5
+        ),
+        {"sparsity_loss_type": "step", "l1_coefficient": 0.02},
+    ),
+    "jumprelu, towards an L0": (
+        JumpReLUTrainingSAEConfig(
+            **_SIZE,
+            jumprelu_sparsity_loss_mode="quadratic",
+            target_l0=5,
+            l0_coefficient=0.02,
+            l0_warm_up_steps=8,
+            jumprelu_bandwidth=0.5,
+        ),
+        {"sparsity_loss_type": "quadratic", "l1_coefficient": 0.02},
+    ),
     "topk": (TopKTrainingSAEConfig(**_SIZE, k=4), {}),
 }
 

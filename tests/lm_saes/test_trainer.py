@@ -143,6 +143,13 @@ def test_the_sparsity_term(kind: Any):
         assert_close(parts.loss, rec + 0.3 * want[kind])
 
 
+def test_a_term_of_the_l0_is_for_jumprelu_and_needs_a_target_to_lead_to():
+    with pytest.raises(ValueError, match="trains thresholds, which a 'standard' SAE has not"):
+        Trainer(config(sparsity_loss_type="step")).fit(tiny_sae(), batches(1))
+    with pytest.raises(ValueError, match="leads to the target_l0 of the SAE's config"):
+        Trainer(config(sparsity_loss_type="quadratic")).fit(tiny_sae("jumprelu"), batches(1))
+
+
 def test_the_lp_term_is_for_jumprelu():
     sae = tiny_sae("jumprelu")
     randomize(sae)

@@ -16,7 +16,7 @@ from sae_lens.saes import (
     TrainingSAE,
     TrainStepInput,
 )
-from sae_lens.saes.sparsity_losses import SparsityTerm, quadratic_l0
+from sae_lens.saes.sparsity_losses import SparsityTerm, l0_loss
 from tests.helpers import D_IN, D_SAE, activations, assert_close, randomize
 
 FEATURES = torch.tensor([[3.0, 4.0, 0.0], [0.0, 1.0, 0.0]])
@@ -34,7 +34,7 @@ def test_terms_by_hand():
     want = sum(v * (1 + v / 0.1) for v in q)
     got = SparsityTerm("tanh-quad", stretch=0.5, frequency_scale=0.1).of(FEATURES)
     assert got.item() == pytest.approx(want)
-    assert quadratic_l0(torch.tensor([3.0, 5.0]), 4.0).item() == pytest.approx(0.5)
+    assert l0_loss(torch.tensor([3.0, 5.0]), 3.0, 4.0).item() == pytest.approx(1.5)
     with pytest.raises(ValueError, match="allowed are power, tanh, tanh-quad"):
         SparsityTerm("l0")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must be above 0"):
