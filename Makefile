@@ -9,7 +9,7 @@ TEST_ENV := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false \
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow shapes lint format types docs bench build lock clean
+.PHONY: help setup demo test test-slow test-with shapes lint format types docs bench build lock clean
 
 help: ## List the targets
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "%-10s %s\n", $$1, $$2}'
@@ -33,6 +33,20 @@ test: $(STAMP) lint types docs ## Lint, types, docs build, then the tests withou
 
 test-slow: $(STAMP) ## Run the slow tests too
 	$(TEST_ENV) $(BIN)/python -m pytest -m "not gpu and not network" $(PYTEST_ARGS)
+
+test-with: $(VENV)-tl-$(TL)/.installed ## Run the tests with another TransformerLens (TL=3.9.0)
+	$(TEST_ENV) $(<D)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile $(PYTEST_ARGS)
+
+# The pinned set, but for what that version asks for. The pinned pandas does not know numpy 2.
+$(VENV)-tl-$(TL)/.installed: requirements-dev.lock pyproject.toml
+	@test -n "$(TL)" || { echo "Which version? For example: make test-with TL=3.9.0"; exit 1; }
+	test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check -r requirements-dev.lock
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check \
+		"transformer-lens==$(TL)" "pandas>=2.2.3"
+	$(@D)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		--no-build-isolation -e .
+	touch $@
 
 shapes: $(STAMP) ## Run the tests with every tensor compared to the shape in the signature
 	SAE_LENS_CHECK_SHAPES=1 $(TEST_ENV) $(BIN)/python -m pytest -n auto --maxprocesses 4 \
