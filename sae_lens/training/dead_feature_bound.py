@@ -22,44 +22,39 @@ class DeadFeatureBound:
     """An upper bound for the number of dead features.
 
     Args:
-        silence: gives the tensor of the features' silence, which is counted up in place. Another
-            tensor means that its values have nothing to do with those before.
-        dead_within: says which features can be dead within a number of steps from now.
         may_look: whether the host may simply look, and needs no bound; if it is None, on the CPU.
     """
 
-    def __init__(
-        self,
-        silence: Callable[[], Tensor],
-        dead_within: Callable[[int], Tensor],
-        may_look: bool | None = None,
-    ) -> None:
-        self._silence = silence
-        self._may_look = silence().device.type == "cpu" if may_look is None else may_look
-        self._dead_within = dead_within
+    def __init__(self, may_look: bool | None = None) -> None:
+        self._may_look = may_look
         self._counted: Tensor | None = None
         self._known: int | None = None
         self._underway: LateNumber | None = None
         self._steps_until_count = 0
 
-    def __call__(self) -> int | None:
-        """The bound for the next step, to be asked for once a step; None where none is needed."""
-        if self._may_look:
+    def of_step(self, silence: Tensor, dead_within: Callable[[int], Tensor]) -> int | None:
+        """The bound for the next step, to be asked for once a step; None where none is needed.
+
+        Args:
+            silence: of the features, counted up in place. Another tensor than before means that its
+                values have nothing to do with those before.
+            dead_within: says which features can be dead within a number of steps from now.
+        """
+        if silence.device.type == "cpu" if self._may_look is None else self._may_look:
             return None
-        silence = self._silence()
         if silence is not self._counted:
             self._counted = silence
-            self._start_count()
+            self._start_count(dead_within)
             self._take_count()
-            self._start_count()
+            self._start_count(dead_within)
         elif self._steps_until_count == 0:
             self._take_count()
-            self._start_count()
+            self._start_count(dead_within)
         self._steps_until_count -= 1
         return self._known
 
-    def _start_count(self) -> None:
-        self._underway = LateNumber(self._dead_within(_HORIZON).sum())
+    def _start_count(self, dead_within: Callable[[int], Tensor]) -> None:
+        self._underway = LateNumber(dead_within(_HORIZON).sum())
         self._steps_until_count = _STEPS_BETWEEN_COUNTS
 
     def _take_count(self) -> None:

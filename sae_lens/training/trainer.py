@@ -157,7 +157,7 @@ class SAETrainer(TrainerReports, TrainerState, TrainerUpdates):
         self._policy = CheckpointPolicy.from_config(self.cfg)
         self._state_before_finishing: dict[str, Any] | None = None
 
-        self._dead_feature_bound = DeadFeatureBound(self._silence, self._dead_within)
+        self._dead_feature_bound = DeadFeatureBound()
         self.optimizer = self._make_optimizer()
         self.lr_scheduler = make_lr_scheduler(self.optimizer, self.cfg)
         apply_group_factors(self.optimizer)
@@ -300,7 +300,7 @@ class SAETrainer(TrainerReports, TrainerState, TrainerUpdates):
     def _forward(self, sae: TrainingSAE, sae_in: Tensor) -> TrainStepOutput:
         self._l1_coefficient_used = self.current_l1_coefficient
         scale = self.features.coefficient_scale
-        most_dead = self._dead_feature_bound()
+        most_dead = self._most_dead()
         takes_step_input = sae.form == "v6" or self.features.terms is not None
         if takes_step_input or (most_dead is not None and may_take_step_input(sae)):
             return sae.training_forward_pass(
@@ -321,6 +321,11 @@ class SAETrainer(TrainerReports, TrainerState, TrainerUpdates):
             sae_in=sae_in,
             dead_neuron_mask=self.dead_neurons,
             current_l1_coefficient=self.current_l1_coefficient,
+        )
+
+    def _most_dead(self) -> int | None:
+        return self._dead_feature_bound.of_step(
+            self.statistics.steps_since_fired, self._dead_within
         )
 
     def _next_batch(self) -> Float[Tensor, "batch d_in"] | None:

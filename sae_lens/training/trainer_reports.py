@@ -80,9 +80,6 @@ class TrainerReports(FiringStatisticsNames):
             return self.statistics.silent_for_tokens(n_tokens - tokens)
         return self.statistics.silent_for_more_than(self.cfg.dead_feature_window - n_steps)
 
-    def _silence(self) -> Tensor:
-        return self.statistics.steps_since_fired
-
     @property
     def current_l1_coefficient(self) -> float:
         """The sparsity coefficient of the next step."""

@@ -69,7 +69,7 @@ def trainer_of(sae: TrainingSAE, mode: str, most_dead: int, **fields: Any) -> SA
         **fields,
     )
     trainer = SAETrainer(cfg, sae, iter([]))
-    trainer._dead_feature_bound = lambda: most_dead  # type: ignore[assignment]
+    trainer._most_dead = lambda: most_dead  # type: ignore[method-assign]
     return trainer
 
 
@@ -190,14 +190,14 @@ def test_the_bound_holds_and_needs_one_look_in_many_steps(monkeypatch: pytest.Mo
     )
     trainer = SAETrainer(cfg, sae, iter([]))
     looks: list[int] = []
-    bound = DeadFeatureBound(trainer._silence, trainer._dead_within, may_look=False)
+    bound = DeadFeatureBound(may_look=False)
     monkeypatch.setattr(bound, "_take_count", _counting(bound._take_count, looks))
     generator = torch.Generator().manual_seed(0)
     slack, n_dead = [], []
     for step in range(400):
         if step == 250:  # as after a rewind, with counts that have nothing to do with those before
             trainer.statistics.steps_since_fired = torch.full((sae.cfg.d_sae,), 31.0)
-        most = bound()
+        most = bound.of_step(trainer.statistics.steps_since_fired, trainer._dead_within)
         assert most is not None
         n_dead.append(int(trainer.dead_neurons.sum()))
         slack.append(most - n_dead[-1])
@@ -221,4 +221,4 @@ def _counting(method: Any, calls: list[int]) -> Any:
 
 def test_the_host_itself_is_not_told_a_bound() -> None:
     cfg = SAETrainerConfig(total_training_samples=1, train_batch_size_samples=1)
-    assert SAETrainer(cfg, make_training_sae("topk"), iter([]))._dead_feature_bound() is None
+    assert SAETrainer(cfg, make_training_sae("topk"), iter([]))._most_dead() is None

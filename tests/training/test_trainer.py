@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import math
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -698,3 +700,16 @@ def test_weights_are_copied_at_the_end_only_if_they_change_there(normalizes_deco
     assert state is not None
     kept = state["sae"]["W_dec"].data_ptr()
     assert (kept == trainer.sae.W_dec.data_ptr()) == (not normalizes_decoder)
+
+
+def test_a_trainer_that_is_let_go_holds_no_memory() -> None:
+    """Without waiting for the collector of cycles: SAE, gradients and moments are large."""
+    gc.disable()
+    try:
+        trainer, _ = make_trainer()
+        sae = weakref.ref(trainer.sae)
+        trainer.fit()
+        del trainer
+        assert sae() is None
+    finally:
+        gc.enable()
