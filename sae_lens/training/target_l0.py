@@ -23,7 +23,9 @@ _SHORTEST_WAY = 0.1
 # The pace of L0 is a mean over this share of the training, or this many updates.
 _PACE_SHARE, _PACE_UPDATES = 0.03, 10
 # After the coefficient rose e-fold: what counts as no answer of L0, and as a worse reconstruction.
-_ANSWER, _WORSE = 0.1, 1.05
+# As long as the error is below this share of the first one, it may have to rise: an SAE that has
+# found all features there are drops whole ones only under a far larger penalty.
+_ANSWER, _WORSE, _BAD = 0.1, 1.05, 0.5
 # L0 falls as fast as the learning rate lets it if its pace stayed between these multiples of it
 # and is below this share of the pace that it needs.
 _SAME_PACE, _LATE = (0.5, 1.1), 0.8
@@ -42,8 +44,8 @@ class TargetL0:
     It starts from a small coefficient, so that the configured one may be too large. During the
     coefficient's own warm-up it does nothing. It does not raise the coefficient as long as raising
     it e-fold has made no difference: when L0 falls no faster than before, which is as fast as the
-    learning rate lets it, and when L0 stays and the reconstruction gets worse, which is how SAEs
-    collapse.
+    learning rate lets it, and when L0 stays and the reconstruction, with more than half of the
+    first error, gets worse, which is how SAEs collapse.
 
     Attributes:
         target: active features per token.
@@ -114,7 +116,7 @@ class L0Steering:
         self.n_held = 0
         self._log_scale = math.log(settings.start)
         self._n_taken = 0
-        self._error = self._distance = self._pace = 0.0
+        self._error = self._first_error = self._distance = self._pace = 0.0
         self._rise: _Rise | None = None
         self._has_warned = False
 
@@ -129,6 +131,7 @@ class L0Steering:
         is_first, past = self.mean_l0 is None, settings.smoothing
         self.mean_l0 = l0 if self.mean_l0 is None else past * self.mean_l0 + (1 - past) * l0
         self._error = error if is_first else past * self._error + (1 - past) * error
+        self._first_error = error if is_first else self._first_error
         distance = math.log(max(self.mean_l0, 1e-3) / settings.target)
         change = 0.0 if is_first else distance - self._distance
         self._distance = distance
@@ -159,7 +162,8 @@ class L0Steering:
             rise = self._rise = now
         if now.log_scale < rise.log_scale + 1 or now.distance <= 0:
             return False
-        if now.distance > rise.distance - _ANSWER and now.error > _WORSE * rise.error:
+        is_worse = now.error > max(_WORSE * rise.error, _BAD * self._first_error)
+        if is_worse and now.distance > rise.distance - _ANSWER:
             self.n_held += 1
             if self.n_held > _SHORTEST_WAY * self.n_updates:
                 self._warn("L0 does not answer, and the reconstruction gets worse")
@@ -193,6 +197,7 @@ class L0Steering:
             "log_scale": self._log_scale,
             "n_taken": self._n_taken,
             "error": self._error,
+            "first_error": self._first_error,
             "distance": self._distance,
             "pace": self._pace,
             "rise": None if self._rise is None else tuple(self._rise),
@@ -205,6 +210,7 @@ class L0Steering:
         self._log_scale, self._n_taken = state["log_scale"], state["n_taken"]
         self._error, self._distance, self._pace = state["error"], state["distance"], state["pace"]
         self._rise = None if state["rise"] is None else _Rise(*state["rise"])
+        self._first_error = state["first_error"]
         self._has_warned = state["has_warned"]
 
 

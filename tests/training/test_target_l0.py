@@ -104,6 +104,21 @@ def test_a_rise_that_is_answered_goes_on():
     assert steering.n_held == 0
 
 
+def test_a_plateau_is_crossed():
+    """L0 stays at the number of true features until the penalty is many times larger."""
+    steering = of_length(1000, target=3.0, start=1.0)
+
+    def plant(scale: float, l0: float) -> tuple[float, float]:
+        goal = min(6.0, 120 / scale)
+        error = 50.0 if l0 > 100 else min(20.0, scale)
+        return l0 * (goal / l0) ** 0.05, error
+
+    drive(steering, plant, 1000)
+    assert steering.mean_l0 is not None
+    assert steering.mean_l0 < 4.5
+    assert steering.n_held == 0
+
+
 def test_the_coefficient_stays_within_its_limits(caplog: Any):
     steering = of_length(100, start=0.2, max_factor=5.0, max_rise=20.0, max_change=1.0)
     scales = [steering.scale, *drive(steering, lambda scale, l0: (512.0, 1.0), 100)]
