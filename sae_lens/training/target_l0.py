@@ -65,7 +65,7 @@ class TargetL0:
     start: float = 0.1
     gain: float = 2.0
     max_rise: float = 15.0
-    max_change: float = 0.1
+    max_change: float = 0.05
     max_factor: float = 1000.0
     smoothing: float = 0.9
 
