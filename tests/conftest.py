@@ -9,6 +9,7 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -66,8 +67,8 @@ if CHECKS_SHAPES:
 _LOCAL_HOSTS = {"localhost", "127.0.0.1", "::1"}
 
 
-def pytest_sessionfinish() -> None:
-    shutil.rmtree(_CACHE, ignore_errors=True)
+# When the process ends, after what multiprocessing removes in there (at a priority of -100).
+Finalize(None, shutil.rmtree, args=(_CACHE,), kwargs={"ignore_errors": True}, exitpriority=-101)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
