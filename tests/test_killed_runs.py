@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,8 @@ def interrupt_until_done(
         time.sleep(chance.uniform(0, duration / 4))
         number = chance.choice([signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
         assert process.pid is not None
-        os.kill(process.pid, number)
+        with suppress(ProcessLookupError):  # it is done, and was waited for
+            os.kill(process.pid, number)
         process.join(60)
         assert process.exitcode in (0, 7, -number), process.exitcode
         assert_latest_is_sound(folder)
